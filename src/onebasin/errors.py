@@ -1,0 +1,50 @@
+"""One family of exceptions. Every message has three parts: what was got, what was expected, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class OneBasinError(Exception):
+    """Base of every error this package raises on purpose.
+
+    Args:
+        got: what the caller passed, or what happened.
+        expected: what would have been accepted.
+        do: the next step for the reader.
+    """
+
+    def __init__(self, got: str, expected: str, do: str) -> None:
+        self.got, self.expected, self.do = got, expected, do
+        super().__init__(f"{got}\n  expected: {expected}\n  do this:  {do}")
+
+
+class ParamsError(OneBasinError, ValueError):
+    """Params do not fit: missing, unexpected or misshapen tensors, or values that are not finite."""
+
+
+class SpecError(OneBasinError, ValueError):
+    """A permutation spec, or a permutation for it, is malformed."""
+
+
+class DiscoveryError(OneBasinError, RuntimeError):
+    """A model could not be exported or interpreted."""
+
+
+class ProofError(DiscoveryError):
+    """A permutation spec changes the function of the model it was checked against."""
+
+
+class CheckpointError(OneBasinError, OSError):
+    """A file cannot be read as a checkpoint, or must not be written."""
+
+
+class UsageError(OneBasinError, ValueError):
+    """An argument is wrong: a name that does not import, a setting out of range, a callable of another signature."""
+
+
+def listing(items: Iterable[str], limit: int = 20) -> str:
+    """Join `items` with commas; beyond `limit` say how many are left out."""
+    names = list(items)
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown}, ... ({len(names) - limit} more)"

@@ -1,0 +1,90 @@
+"""Params: plain `dict[str, Tensor]`, parameters and buffers by qualified name, as a state dict has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from onebasin.errors import ParamsError, listing
+
+Params = dict[str, Tensor]
+TensorMap = Callable[[str, Tensor], Tensor]
+
+
+def params_of(model: nn.Module) -> Params:
+    """Return the parameters and persistent buffers of `model`, detached, sharing memory with it."""
+    return {name: value.detach() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def storage_key(tensor: Tensor) -> tuple[object, ...]:
+    """Return equal keys for tensors that are the same memory seen the same way (tied tensors)."""
+    if tensor.device.type == "meta" or tensor.numel() == 0:
+        return ("object", id(tensor))
+    return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+
+
+def tied_names(params: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
+    """Return the sets of names that share one tensor, each in the order of `params`."""
+    by_key: dict[tuple[object, ...], list[str]] = {}
+    for name, tensor in params.items():
+        by_key.setdefault(storage_key(tensor), []).append(name)
+    return tuple(tuple(names) for names in by_key.values() if len(names) > 1)
+
+
+def map_tensors(params: Mapping[str, Tensor], function: TensorMap) -> Params:
+    """Apply `function(name, tensor)` to every tensor once; tied names stay tied in the result."""
+    done: dict[tuple[object, ...], Tensor] = {}
+    result: Params = {}
+    for name, tensor in params.items():
+        key = storage_key(tensor)
+        if key not in done:
+            done[key] = function(name, tensor)
+        result[name] = done[key]
+    return result
+
+
+def check_shapes(params: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], what: str = "params") -> None:
+    """Raise `ParamsError` naming every missing, unexpected and misshapen tensor of `params` at once."""
+    missing = [name for name in shapes if name not in params]
+    unexpected = [name for name in params if name not in shapes]
+    misshapen = [
+        f"{name} {tuple(params[name].shape)} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in params and tuple(params[name].shape) != shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    problems = "; ".join(f"{len(names)} {kind}: {listing(names)}" for kind, names in kinds.items() if names)
+    if problems:
+        raise ParamsError(
+            f"{what} do not fit the spec: {problems}",
+            f"the {len(shapes)} tensors of the model the spec was made for, with their shapes",
+            "pass checkpoints of that architecture, or make a spec for this one",
+        )
+
+
+def check_finite(params: Mapping[str, Tensor], what: str = "params") -> None:
+    """Raise `ParamsError` naming every tensor of `params` that holds NaN or infinity."""
+    bad = [name for name, tensor in params.items() if tensor.is_floating_point() and not _all_finite(tensor)]
+    if bad:
+        raise ParamsError(
+            f"{what} hold values that are not finite, in {len(bad)} tensors: {listing(bad)}",
+            "finite numbers only",
+            "take a checkpoint from before the training diverged, or repair these tensors",
+        )
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype in which products of `tensor` are accumulated: its own, but float32 for bf16 and fp16."""
+    return torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else torch.float64
+
+
+def element_count(params: Mapping[str, Tensor], names: Iterable[str]) -> int:
+    """Count the elements of the tensors called `names`."""
+    return sum(params[name].numel() for name in names)
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    # A sum is finite when all terms are (one pass, no mask); only a sum that is not needs the exact look.
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
