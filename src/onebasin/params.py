@@ -45,8 +45,17 @@ def map_tensors(params: Mapping[str, Tensor], function: TensorMap) -> Params:
     return result
 
 
-def check_shapes(params: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], what: str = "params") -> None:
-    """Raise `ParamsError` naming every missing, unexpected and misshapen tensor of `params` at once."""
+def check_shapes(
+    params: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], what: str = "params", owner: str = "the spec"
+) -> None:
+    """Raise `ParamsError` naming every missing, unexpected and misshapen tensor of `params` at once.
+
+    Args:
+        params: what is checked.
+        shapes: tensor name -> shape, as `owner` has them.
+        what: how the message calls `params`.
+        owner: how the message calls whatever `shapes` belong to.
+    """
     missing = [name for name in shapes if name not in params]
     unexpected = [name for name in params if name not in shapes]
     misshapen = [
@@ -58,9 +67,9 @@ def check_shapes(params: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, .
     problems = "; ".join(f"{len(names)} {kind}: {listing(names)}" for kind, names in kinds.items() if names)
     if problems:
         raise ParamsError(
-            f"{what} do not fit the spec: {problems}",
-            f"the {len(shapes)} tensors of the model the spec was made for, with their shapes",
-            "pass checkpoints of that architecture, or make a spec for this one",
+            f"{what} do not fit {owner}: {problems}",
+            f"the {len(shapes)} tensors of {owner}, with their shapes",
+            "pass checkpoints of one architecture, and a spec made for it",
         )
 
 
@@ -77,7 +86,8 @@ def check_finite(params: Mapping[str, Tensor], what: str = "params") -> None:
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype in which products of `tensor` are accumulated: its own, but float32 for bf16 and fp16."""
-    return torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else torch.float64
+    inexact = tensor.is_floating_point() or tensor.is_complex()
+    return torch.promote_types(tensor.dtype, torch.float32) if inexact else torch.float64
 
 
 def element_count(params: Mapping[str, Tensor], names: Iterable[str]) -> int:

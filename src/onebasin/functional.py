@@ -1,0 +1,96 @@
+"""Calling a module with other weights, leaving the module as it was; and what a batch is.
+
+A batch is a tensor of inputs, a tuple or list `(inputs, labels)`, or a dict of keyword inputs (and `"labels"`, which is
+no input). `inputs` is a tensor, a tuple of positional inputs, or a dict of keyword inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from onebasin.errors import UsageError
+from onebasin.params import check_shapes, params_of
+
+LABELS = "labels"
+Predict = Callable[..., Any]
+
+
+@contextmanager
+def eval_mode(model: nn.Module, training: Collection[nn.Module] = ()) -> Iterator[None]:
+    """Put `model` into eval mode, but the modules in `training` into train mode; restore every flag afterwards."""
+    # The flags are set one by one: a model may override `train`, and its modules may be in different modes.
+    modes = {module: module.training for module in model.modules()}
+    chosen = set(training)
+    try:
+        for module in modes:
+            module.training = module in chosen
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def with_params(model: nn.Module, params: Mapping[str, Tensor]) -> Predict:
+    """Return a function that behaves as `model` with the weights `params`. Nothing is copied but the buffers.
+
+    The forward pass may write into buffers (batch norm in train mode does): what it writes stays with the returned
+    function and reaches neither `params` nor `model`.
+
+    Raises:
+        ParamsError: `params` are not those of `model`.
+    """
+    check_shapes(params, {name: tuple(value.shape) for name, value in params_of(model).items()}, owner="the model")
+    # One name per tensor: functional_call ties the others to it, and refuses copies that come apart.
+    state = {name: params[name] for name, _ in model.named_parameters()}
+    state |= {name: params.get(name, buffer).clone() for name, buffer in model.named_buffers()}
+    return lambda *args, **kwargs: functional_call(model, state, args, kwargs)
+
+
+def inputs_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and the keyword inputs in `batch`.
+
+    Raises:
+        UsageError: `batch` is not of the three kinds that this module names.
+    """
+    inputs = batch[0] if isinstance(batch, tuple | list) and len(batch) in (1, 2) else batch
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), {name: value for name, value in inputs.items() if name != LABELS}
+    if isinstance(inputs, tuple | list) and inputs is not batch:
+        return tuple(inputs), {}
+    raise _no_batch(batch, "a tensor, (inputs, labels), or a dict of keyword inputs")
+
+
+def labels_of(batch: Any) -> Tensor:
+    """Return the labels in `batch`.
+
+    Raises:
+        UsageError: there are none.
+    """
+    found = batch.get(LABELS) if isinstance(batch, Mapping) else None
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        found = batch[1]
+    if not isinstance(found, Tensor):
+        raise _no_batch(batch, f'(inputs, labels), or a dict with the key "{LABELS}"; labels are a tensor')
+    return found
+
+
+def check_repeatable(batches: Iterable[Any]) -> None:
+    """Raise `UsageError` if `batches` can be read only once (a generator)."""
+    if iter(batches) is batches:
+        raise UsageError(
+            f"batches are a {type(batches).__name__}, which is empty after one pass",
+            "batches that can be read again for every point of the path",
+            "pass a list or a DataLoader",
+        )
+
+
+def _no_batch(batch: Any, expected: str) -> UsageError:
+    size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+    return UsageError(f"a batch is a {type(batch).__name__}{size}", expected, "wrap the loader so that it yields these")
