@@ -1,1 +1,75 @@
-"""stub."""
+"""Find the permutation symmetries of any PyTorch model, align independently trained networks, merge them in one basin.
+
+The public names, in the order of the pipeline; each is imported when it is first used, so that `onebasin --help` does
+not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onebasin.analysis.path import Curve as Curve
+    from onebasin.analysis.evaluation import classification as classification
+    from onebasin.analysis.path import evaluate_path as evaluate_path
+    from onebasin.batchnorm import recompute_batchnorm as recompute_batchnorm
+    from onebasin.errors import OneBasinError as OneBasinError
+    from onebasin.interpolate import lerp as lerp
+    from onebasin.interpolate import slerp as slerp
+    from onebasin.layout import Leaf as Leaf
+    from onebasin.layout import Product as Product
+    from onebasin.layout import Sum as Sum
+    from onebasin.matching import Alignment as Alignment
+    from onebasin.matching import WeightMatching as WeightMatching
+    from onebasin.matching import align as align
+    from onebasin.merging import Merge as Merge
+    from onebasin.merging import merge as merge
+    from onebasin.params import Params as Params
+    from onebasin.params import params_of as params_of
+    from onebasin.permutation import Permutation as Permutation
+    from onebasin.spec import Group as Group
+    from onebasin.spec import PermutationSpec as PermutationSpec
+    from onebasin.symmetry.discover import permutation_spec as permutation_spec
+    from onebasin.symmetry.prove import prove as prove
+    from onebasin.symmetry.rules import rule as rule
+
+# Public name -> the module that has it.
+_HOME = {
+    "Params": "params",
+    "params_of": "params",
+    "Leaf": "layout",
+    "Sum": "layout",
+    "Product": "layout",
+    "Group": "spec",
+    "PermutationSpec": "spec",
+    "permutation_spec": "symmetry.discover",
+    "prove": "symmetry.prove",
+    "rule": "symmetry.rules",
+    "Permutation": "permutation",
+    "WeightMatching": "matching",
+    "Alignment": "matching",
+    "align": "matching",
+    "lerp": "interpolate",
+    "slerp": "interpolate",
+    "Merge": "merging",
+    "merge": "merging",
+    "recompute_batchnorm": "batchnorm",
+    "classification": "analysis.evaluation",
+    "evaluate_path": "analysis.path",
+    "Curve": "analysis.path",
+    "OneBasinError": "errors",
+}
+
+__version__ = "0.1.0"
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'onebasin' has no attribute {name!r}; it has: {', '.join(__all__)}")
+    value = getattr(import_module(f"onebasin.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

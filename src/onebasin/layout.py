@@ -37,6 +37,7 @@ class Sum:
 
     @property
     def size(self) -> int:
+        """Number of positions."""
         return sum(part.size for part in self.parts)
 
     def __str__(self) -> str:
@@ -51,6 +52,7 @@ class Product:
 
     @property
     def size(self) -> int:
+        """Number of positions."""
         return math.prod(part.size for part in self.parts)
 
     def __str__(self) -> str:
@@ -88,8 +90,8 @@ def renamed(axis: Axis, names: dict[str, str]) -> Axis:
 def blocks(tensor: Tensor, axes: Axes) -> Iterator[tuple[Tensor, tuple[Leaf, ...]]]:
     """Cut `tensor` into views that have one dimension per leaf.
 
-    Every element of the tensor lies in exactly one view; no data is copied. A 512 x (64 * 9) weight whose second axis is
-    a `Product` of 64 units and 9 positions yields one view of shape (512, 64, 9).
+    Every element of the tensor lies in exactly one view; no data is copied. A 512 x (64 * 9) weight whose second axis
+    is a `Product` of 64 units and 9 positions yields one view of shape (512, 64, 9).
     """
     yield from _blocks(tensor, list(axes), 0)
 
@@ -111,7 +113,7 @@ def _blocks(view: Tensor, axes: list[Axis], dim: int) -> Iterator[tuple[Tensor, 
 
 
 def to_json(axis: Axis) -> Any:
-    """Turn `axis` into plain JSON values: `{"group", "size"}`, `{"size", "why"}`, `{"sum": [...]}`, `{"product": [...]}`."""
+    """Turn `axis` into plain JSON: `{"group", "size"}`, `{"size", "why"}`, `{"sum": [...]}` or `{"product": [...]}`."""
     if isinstance(axis, Leaf):
         if axis.group is not None:
             return {"group": axis.group, "size": axis.size}

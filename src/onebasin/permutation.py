@@ -119,7 +119,7 @@ class Permutation:
         return tensor[tuple(index.to(tensor.device) for index in wanted)]
 
     def _old(self, axis: Axis, position: Tensor, env: Mapping[str, Tensor]) -> Tensor:
-        """Return the old position that comes to each new `position` of `axis`; `env` holds the new units of all groups."""
+        """Return the old position that comes to each new `position`; `env` holds the new units of all groups."""
         if isinstance(axis, Leaf):
             if axis.group is None:
                 return position
@@ -134,7 +134,8 @@ class Permutation:
     def fixed_share(self) -> dict[str, float]:
         """Return for each group the share of units that stay where they are, in [0, 1]."""
         return {
-            name: (index == torch.arange(index.shape[-1])).double().mean().item() for name, index in self.indices.items()
+            name: (index == torch.arange(index.shape[-1])).double().mean().item()
+            for name, index in self.indices.items()
         }
 
     def to_json(self) -> str:
@@ -180,7 +181,7 @@ def _rows(spec: PermutationSpec, name: str, indices: Mapping[str, Tensor]) -> tu
 
 
 def _parts(axis: layout.Sum | Product, position: Tensor) -> list[tuple[Axis, int, Tensor, Tensor]]:
-    """Return (part, number, mask, inner position) for every part of `axis`; number = size of a factor, start of a summand."""
+    """Return (part, number, mask, inner position) of every part; number = size of a factor, start of a summand."""
     rows, rest = [], position
     start, stride = 0, axis.size
     for part in axis.parts:

@@ -73,7 +73,7 @@ class PermutationSpec:
     @classmethod
     def from_axes(
         cls,
-        axes: Mapping[str, Iterable[str | None | Axis]],
+        axes: Mapping[str, Iterable[str | Axis | None]],
         shapes: Mapping[str, tuple[int, ...]],
         buffers: Iterable[str] | None = None,
     ) -> PermutationSpec:
@@ -132,7 +132,9 @@ class PermutationSpec:
         return tuple(
             name
             for name, row in self.tensors.items()
-            if name not in self.buffers and name not in repeated and any(True for axis in row for _ in _group_names(axis))
+            if name not in self.buffers
+            and name not in repeated
+            and any(True for axis in row for _ in _group_names(axis))
         )
 
     def index_shape(self, group: str) -> tuple[int, ...]:
@@ -238,7 +240,7 @@ def _group_names(axis: Axis) -> Iterator[str]:
     return (leaf.group for leaf in layout.leaves(axis) if leaf.group is not None)
 
 
-def _read_axes(name: str, row: Iterable[str | None | Axis] | None, shape: tuple[int, ...]) -> Axes:
+def _read_axes(name: str, row: Iterable[str | Axis | None] | None, shape: tuple[int, ...]) -> Axes:
     entries = [None] * len(shape) if row is None else list(row)
     if len(entries) != len(shape):
         raise SpecError(

@@ -1,0 +1,1 @@
+"""Model -> PermutationSpec: discovery of permutation symmetries from an exported graph, with a numerical proof."""

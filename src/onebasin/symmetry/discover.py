@@ -1,0 +1,42 @@
+"""From a model to a proved PermutationSpec: export, interpret, nest, build the spec, prove it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from onebasin.spec import PermutationSpec
+from onebasin.symmetry.build import build_spec, movable_buffers
+from onebasin.symmetry.export import ExampleInputs, Outputs, decompose, export
+from onebasin.symmetry.interpret import interpret
+from onebasin.symmetry.prove import drop_unsound
+
+
+def permutation_spec(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    outputs: Outputs = None,
+    buffers: tuple[str, ...] = (),
+) -> PermutationSpec:
+    """Find the permutation symmetries of any model, and prove them before returning.
+
+    Args:
+        model: any module that torch.export can trace; it is left as it was.
+        example_inputs: a tuple of inputs, or a dict of keyword inputs; use a batch of 2 or more.
+        outputs: which outputs must be preserved, by number or by name; default: all of them.
+        buffers: further buffers that may move; statistics of norms do by themselves, all others keep their order.
+
+    Returns:
+        A spec for which `f(P . theta) == f(theta)` holds for every permutation P, checked in float64.
+
+    Raises:
+        DiscoveryError: the model rejects the inputs or cannot be traced.
+    """
+    exported = export(model, example_inputs, outputs)
+    moving = movable_buffers(model, exported) | frozenset(buffers)
+    found = interpret(exported, moving)
+    simpler = decompose(exported, [node.target for node in found.unknown.values()], outputs)
+    if simpler is not None:
+        found = interpret(simpler, moving)
+    spec = build_spec(model, found)
+    return drop_unsound(exported, spec)

@@ -1,0 +1,219 @@
+"""The only file that knows torch.export: from a module to a graph, its parameters and its outputs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from onebasin.errors import DiscoveryError, listing
+
+ExampleInputs = tuple[Any, ...] | Mapping[str, Any] | Tensor
+TORCH = Path(torch.__file__).parent
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A traced model.
+
+    Args:
+        program: what torch.export returned.
+        inputs: positional and keyword example inputs.
+        sources: placeholder name -> qualified name of the parameter or buffer it stands for.
+        constants: placeholder name -> tensor that is neither parameter, persistent buffer nor input.
+        held: nodes whose values must be preserved: the chosen outputs.
+    """
+
+    program: ExportedProgram
+    inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    sources: dict[str, str]
+    constants: dict[str, Tensor]
+    held: tuple[fx.Node, ...]
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The traced graph."""
+        return self.program.graph_module.graph
+
+
+def export(model: nn.Module, example_inputs: ExampleInputs, outputs: Outputs = None) -> Exported:
+    """Trace `model` in eval mode; the model is left as it was.
+
+    Raises:
+        DiscoveryError: the model rejects the inputs, or torch.export cannot trace it (with the construct and line).
+    """
+    args, kwargs = _split(example_inputs)
+    with evaluating(model), torch.no_grad():
+        _try_forward(model, args, kwargs)
+        program = _trace(model, args, kwargs)
+    return wrap(program, (args, kwargs), outputs)
+
+
+Outputs = int | str | tuple[int | str, ...] | None
+
+
+def wrap(program: ExportedProgram, inputs: tuple[tuple[Any, ...], dict[str, Any]], outputs: Outputs) -> Exported:
+    """Read off an exported program what the interpreter needs."""
+    persistent = {InputKind.PARAMETER: True, InputKind.BUFFER: True}
+    sources, constants = {}, {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind in persistent and spec.persistent is not False:
+            sources[spec.arg.name] = str(spec.target)
+        elif spec.kind is not InputKind.USER_INPUT:
+            value = program.constants.get(str(spec.target))
+            if isinstance(value, Tensor):
+                constants[spec.arg.name] = value
+    return Exported(program, inputs, sources, constants, _held(program, outputs))
+
+
+def decompose(exported: Exported, ops: list[Any], outputs: Outputs) -> Exported | None:
+    """Replace the given operators, and only these, by torch's own decompositions; None where there are none."""
+    table = torch.export.default_decompositions()
+    chosen = {op: table[op] for op in ops if op in table}
+    if not chosen:
+        return None
+    with quiet(), torch.no_grad():
+        return wrap(exported.program.run_decompositions(chosen), exported.inputs, outputs)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every submodule in eval mode, and back into its own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what torch.export warns and logs of its own accord; its errors are told in our words."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def location(node: fx.Node) -> str:
+    """Return "file.py:line" of the user's code that made `node`, or "" where it is not known."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    own = [(path, line) for path, line in frames if TORCH not in Path(path).parents]
+    if not frames:
+        return ""
+    path, line = (own or frames)[-1]
+    return "/".join(Path(path).parts[-2:]).lstrip("/") + f":{line}"
+
+
+def _split(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    return tuple(example_inputs), {}
+
+
+def _try_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        model(*args, **kwargs)
+    except Exception as error:
+        shapes = [tuple(value.shape) if isinstance(value, Tensor) else value for value in (*args, *kwargs.values())]
+        raise DiscoveryError(
+            f"the model rejects its example inputs {shapes}: {type(error).__name__}: {_first_line(error)}",
+            "inputs that model(*inputs) or model(**inputs) accepts",
+            "correct the example inputs (batch size 2 or more)",
+        ) from error
+
+
+def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    with quiet():
+        try:
+            return torch.export.export(model, args, kwargs, strict=False)
+        except Exception as error:
+            cause, advice = _diagnose(error)
+            raise DiscoveryError(
+                f"torch.export cannot trace {type(model).__name__}: {cause}",
+                "a forward whose operations do not depend on the values of its tensors",
+                advice,
+            ) from error
+
+
+# What torch.export says -> what it means, and the way out. Looked up in order; the first that fits is shown.
+DIAGNOSES = (
+    ("data-dependent", "data-dependent control flow", "replace the branch by torch.where or torch.cond"),
+    ("DynamicCache", "a cache object in the output", "pass use_cache=False in the example inputs"),
+    ("found in output", "an output that is no tensor", "return tensors, or wrap the model and return only those"),
+    ("FakeTensorDeviceMismatch", "tensors on several devices", "put model and inputs on one device"),
+)
+
+
+def _diagnose(error: Exception) -> tuple[str, str]:
+    text = f"{type(error).__name__}: {error}"
+    where = re.findall(r'File "([^"]+)", line (\d+)', text)
+    own = [f"{Path(path).name}:{line}" for path, line in where if TORCH not in Path(path).parents]
+    at = f" at {own[-1]}" if own else _raised_at(error)
+    for sign, meaning, advice in DIAGNOSES:
+        if sign.lower() in text.lower():
+            return f"{meaning}{at} ({_first_line(error)})", advice
+    return f"{_first_line(error)}{at}", "rewrite that construct in plain tensor operations"
+
+
+def _raised_at(error: Exception) -> str:
+    trace, own = error.__traceback__, ""
+    while trace is not None:
+        path = Path(trace.tb_frame.f_code.co_filename)
+        if TORCH not in path.parents and path.parent.parent != Path(__file__).parent.parent and path.exists():
+            own = f" at {path.name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return own
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _held(program: ExportedProgram, outputs: Outputs) -> tuple[fx.Node, ...]:
+    names = [s.arg.name for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT and s.arg]
+    nodes = {node.name: node for node in program.graph_module.graph.nodes}
+    if outputs is None:
+        return tuple(nodes[name] for name in names if name in nodes)
+    keys = _output_keys(program, len(names))
+    wanted = outputs if isinstance(outputs, tuple) else (outputs,)
+    unknown = [str(key) for key in wanted if key not in keys]
+    if unknown:
+        raise DiscoveryError(
+            f"no output is called {listing(unknown)}", f"among: {listing(map(str, keys))}", "correct `outputs`"
+        )
+    return tuple(nodes[names[keys[key]]] for key in wanted if names[keys[key]] in nodes)
+
+
+def _output_keys(program: ExportedProgram, count: int) -> dict[int | str, int]:
+    keys: dict[int | str, int] = {number: number for number in range(count)}
+    tree = program.call_spec.out_spec
+    if tree is not None and isinstance(tree.context, (list, tuple)):
+        start = 0
+        for name, child in zip(_names(tree.context), tree.children(), strict=False):
+            keys[name] = start
+            start += child.num_leaves
+    return keys
+
+
+def _names(context: Any) -> list[str]:
+    flat = [item for entry in context for item in (entry if isinstance(entry, (list, tuple)) else [entry])]
+    return [item for item in flat if isinstance(item, str)]

@@ -1,0 +1,96 @@
+"""Runs an exported graph as a plain function of params and inputs, in any floating type, reading off any node."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree
+
+from onebasin.symmetry.export import Exported
+
+GraphFunction = Callable[[Mapping[str, Tensor], Iterable[Any]], list[Tensor]]
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def graph_function(exported: Exported, nodes: Iterable[fx.Node], dtype: torch.dtype | None = None) -> GraphFunction:
+    """Return `function(params, flat_inputs) -> values of nodes`, without building a module.
+
+    With `dtype` every floating type named in the graph becomes that one, so that a model which casts to float32 inside
+    (as RMSNorm of Hugging Face models does) runs in float64 throughout.
+    """
+    module = copy.deepcopy(exported.program.graph_module)
+    copies = {node.name: node for node in module.graph.nodes}
+    wanted = [copies[node.name] for node in nodes]
+    _return_only(module.graph, wanted)
+    if dtype is not None:
+        for inner in [m for m in module.modules() if isinstance(m, fx.GraphModule)]:
+            _retype(inner.graph, dtype)
+            inner.recompile()
+    module.recompile()
+    slots = [node.name for node in module.graph.nodes if node.op == "placeholder"]
+
+    def function(params: Mapping[str, Tensor], flat_inputs: Iterable[Any]) -> list[Tensor]:
+        inputs = iter(flat_inputs)
+        arguments = [_argument(exported, slot, params, inputs, dtype) for slot in slots]
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype or before)
+        try:
+            with torch.no_grad():
+                return list(module(*arguments))
+        finally:
+            torch.set_default_dtype(before)
+
+    return function
+
+
+def flat_inputs(exported: Exported) -> list[Any]:
+    """Return the example inputs in the order of the graph's placeholders."""
+    return _pytree.tree_flatten(exported.inputs)[0]
+
+
+def random_inputs(exported: Exported, dtype: torch.dtype, generator: torch.Generator) -> list[Any]:
+    """Return the example inputs with every floating tensor drawn anew (zeros would hide what a permutation does)."""
+
+    def draw(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return torch.randn(value.shape, generator=generator, dtype=dtype)
+        return value.cpu() if isinstance(value, Tensor) else value
+
+    return [draw(value) for value in flat_inputs(exported)]
+
+
+def _argument(
+    exported: Exported, slot: str, params: Mapping[str, Tensor], inputs: Any, dtype: torch.dtype | None
+) -> Any:
+    if slot in exported.sources:
+        return params[exported.sources[slot]]
+    if slot in exported.constants:
+        value = exported.constants[slot].detach().clone()
+        return value.to(dtype) if dtype is not None and value.dtype in FLOATS else value
+    value = next(inputs)
+    return value.clone() if isinstance(value, Tensor) else value  # an in-place activation may write into it
+
+
+def _return_only(graph: fx.Graph, wanted: list[fx.Node]) -> None:
+    output = next(node for node in graph.nodes if node.op == "output")
+    output.args = (tuple(wanted),)
+    for node in list(graph.nodes):
+        if "_assert" in str(node.target):
+            graph.erase_node(node)
+
+
+def _retype(graph: fx.Graph, dtype: torch.dtype) -> None:
+    for node in list(graph.nodes):
+        if "_assert" in str(node.target):
+            graph.erase_node(node)
+            continue
+        node.args = tuple(dtype if _has_dtype(value) else value for value in node.args)
+        node.kwargs = {key: dtype if _has_dtype(value) else value for key, value in node.kwargs.items()}
+
+
+def _has_dtype(value: Any) -> bool:
+    return isinstance(value, torch.dtype) and value in FLOATS

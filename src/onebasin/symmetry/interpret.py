@@ -1,0 +1,230 @@
+"""Walks the live part of an exported graph with abstract tensors, and again while reshapes learn of later cuts."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from onebasin.symmetry import rules
+from onebasin.symmetry.abstract import Abstract, Blocks, Record
+from onebasin.symmetry.axes import Term, freeze, leaf
+from onebasin.symmetry.call import Call, Context, Cuts, Value, flat, schema_arguments
+from onebasin.symmetry.export import Exported, location
+
+# Two runs were enough for every model seen; each run can only add cuts at new offsets, so this bound is never felt.
+MAX_RUNS = 16
+# Small constants of the forward pass are computed: a range then acts as a slice, equal elements as a fill.
+MAX_CONSTANT = 1 << 20
+BOOKKEEPING = ("_assert", "sym_", "aten::_assert", "aten::sym_", "aten::_local_scalar")
+
+
+@dataclass
+class Interpretation:
+    """The axes of every live tensor of a model.
+
+    Args:
+        tensors: qualified name -> axes, of the parameters and buffers that the outputs depend on.
+        taps: node -> axes, where activations of units can be read.
+        record: all tensors and operations, for the nested pass.
+        unknown: operator without a rule -> the nodes of it, for reports and decomposition.
+    """
+
+    tensors: dict[str, tuple[Term, ...]]
+    taps: dict[str, tuple[Term, ...]]
+    record: Record
+    unknown: dict[str, fx.Node]
+
+
+def interpret(exported: Exported, moving_buffers: frozenset[str]) -> Interpretation:
+    """Find the axes of all parameters and buffers. `moving_buffers` may move; all other buffers keep their order."""
+    cuts: Cuts = {}
+    for _ in range(MAX_RUNS):
+        walk = _Walk(exported, moving_buffers, Context(cuts))
+        found = walk.run()
+        wanted = walk.context.wanted_cuts
+        if all(offsets <= cuts.get(view, set()) for view, offsets in wanted.items()):
+            break
+        for view, offsets in wanted.items():
+            cuts.setdefault(view, set()).update(offsets)
+    return found
+
+
+def live_nodes(graph: fx.Graph, held: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return the nodes that the held outputs depend on; operations that write into a tensor count as outputs."""
+    waiting = [*held, *(node for node in graph.nodes if _mutates(node))]
+    live: set[fx.Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node not in live:
+            live.add(node)
+            waiting += node.all_input_nodes
+    return live
+
+
+class _Walk:
+    """One run over the graph."""
+
+    def __init__(self, exported: Exported, moving_buffers: frozenset[str], context: Context) -> None:
+        self.exported, self.moving_buffers, self.context = exported, moving_buffers, context
+        self.tensors: dict[str, tuple[Term, ...]] = {}
+
+    def run(self) -> Interpretation:
+        graph = self.exported.graph
+        live = live_nodes(graph, self.exported.held)
+        env: dict[fx.Node, Value] = {}
+        for node in graph.nodes:
+            if node in live and node.op == "placeholder":
+                env[node] = self._placeholder(node)
+            elif node in live:
+                self._step(node, env, self.exported.program.graph_module)
+        for node in self.exported.held:
+            for value in flat(env[node]):
+                self._freeze_output(value)
+        return Interpretation(self.tensors, self.context.taps, self.context.record, self.context.unknown)
+
+    def _placeholder(self, node: fx.Node) -> Value:
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            return value
+        shape = tuple(map(int, value.shape))
+        name = self.exported.sources.get(node.name)
+        if name is None:
+            return self._constant(node, shape)
+        is_buffer = self.exported.program.graph_signature.inputs_to_buffers.get(node.name) is not None
+        why = "a buffer that is no statistic of a norm" if is_buffer and name not in self.moving_buffers else None
+        self.tensors[name] = tuple(leaf(size, why) for size in shape)
+        self.context.record.tensors.append(self.tensors[name])
+        return Abstract(self.tensors[name])
+
+    def _constant(self, node: fx.Node, shape: tuple[int, ...]) -> Abstract:
+        constant = self.exported.constants.get(node.name)
+        if constant is None:
+            return Abstract(tuple(leaf(size, "model input") for size in shape))
+        return _known(constant, shape, "a constant of the model", node)
+
+    def _freeze_output(self, value: Value) -> None:
+        if isinstance(value, Blocks):
+            value = value.collapse()
+        if isinstance(value, Abstract):
+            for term in value.axes:
+                freeze(term, "model output")
+
+    def _step(self, node: fx.Node, env: dict[fx.Node, Value], module: torch.nn.Module) -> None:
+        if node.op == "get_attr":
+            env[node] = self._attribute(node, module)
+        elif node.op == "call_function":
+            env[node] = self._call(node, env, module)
+            for value in flat(env[node]):
+                self._register(value)
+
+    def _register(self, value: Value) -> None:
+        for part in value.parts if isinstance(value, Blocks) else (value,):
+            if isinstance(part, Abstract) and not part.fill:
+                self.context.record.tensors.append(part.axes)
+
+    def _attribute(self, node: fx.Node, module: torch.nn.Module) -> Value:
+        value = operator.attrgetter(str(node.target))(module)
+        return (
+            _known(value, tuple(value.shape), "a constant of the model", node) if isinstance(value, Tensor) else value
+        )
+
+    def _call(self, node: fx.Node, env: Mapping[fx.Node, Value], module: torch.nn.Module) -> Value:
+        target: Any = node.target
+        if target is operator.getitem:
+            return env[node.args[0]][node.args[1]]  # type: ignore[index]
+        arguments = {key: fx.node.map_arg(value, env.__getitem__) for key, value in schema_arguments(node)}
+        name, rule = rules.find(target)
+        inner = [value for value in arguments.values() if isinstance(value, fx.GraphModule)]
+        if inner:
+            return self._region(inner[0], arguments)
+        if not isinstance(node.meta.get("val"), (Tensor, list, tuple)) or name.startswith(BOOKKEEPING):
+            return node.meta.get("val")
+        return self._apply(Call(name, node, arguments, self.context), rule, arguments)
+
+    def _apply(self, call: Call, rule: rules.Rule | None, arguments: Mapping[str, Value]) -> Value:
+        folded = _fold(call.node, arguments)
+        if folded is not None:
+            return folded
+        if rule is None:
+            self.context.unknown.setdefault(f"{call.name} at {location(call.node)}", call.node)
+            return call.frozen("no rule for this operator")
+        result = rule(call)
+        shapes = [value.shape for value in flat(result) if isinstance(value, (Abstract, Blocks))]
+        assert shapes == call.shapes, f"{call.where}: the rule gives {shapes}, the operator {call.shapes}"
+        if isinstance(result, Abstract) and result.fill and _written_to(call.node):
+            return Abstract(result.axes)
+        return result
+
+    def _region(self, inner: fx.GraphModule, arguments: Mapping[str, Value]) -> Value:
+        """Interpret a sub-graph, such as what runs under torch.no_grad, with the operands of the call."""
+        values = list(arguments.values())
+        operands = values[values.index(inner) + 1 :]
+        operands = [item for value in operands for item in (value if isinstance(value, (list, tuple)) else [value])]
+        env: dict[fx.Node, Value] = {}
+        waiting = iter(operands)
+        for node in inner.graph.nodes:
+            if node.op == "placeholder":
+                env[node] = next(waiting)
+            elif node.op == "output":
+                return fx.node.map_arg(node.args[0], env.__getitem__)
+            else:
+                self._step(node, env, inner)
+        raise AssertionError("a graph without an output")
+
+
+def _known(value: Tensor, shape: tuple[int, ...], why: str, node: fx.Node) -> Abstract:
+    """Return a constant; equal elements make a fill, if nothing writes into it."""
+    if value.device.type == "meta":
+        return Abstract(tuple(leaf(size, why) for size in shape))
+    equal = value.numel() > 0 and bool((value == value.flatten()[0]).all())
+    if equal and not _written_to(node):
+        return Abstract(tuple(leaf(size) for size in shape), constant=value, fill=True)
+    return Abstract(tuple(leaf(size, why) for size in shape), constant=value)
+
+
+def _fold(node: fx.Node, arguments: Mapping[str, Value]) -> Value | None:
+    """Compute an operation on constants alone, so that its value is known to the rules that look at it."""
+    out = node.meta.get("val")
+    if not isinstance(out, Tensor) or out.numel() > MAX_CONSTANT or _mutates(node) or out.device.type == "meta":
+        return None
+    values = list(flat(arguments))
+    operands = [value for value in values if isinstance(value, (Abstract, Blocks))]
+    tags = getattr(node.target, "tags", ())
+    if torch.Tag.nondeterministic_seeded in tags or not hasattr(node.target, "_schema"):
+        return None
+    if any(isinstance(value, Blocks) or value.constant is None for value in operands):
+        return None
+
+    def real(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [real(item) for item in value]
+        return value.constant if isinstance(value, Abstract) else value
+
+    schema = node.target._schema
+    positional = [real(arguments[a.name]) for a in schema.arguments if not a.kwarg_only]
+    keywords = {a.name: real(arguments[a.name]) for a in schema.arguments if a.kwarg_only}
+    result = node.target(*positional, **keywords)  # type: ignore[operator]
+    return _known(result, tuple(map(int, out.shape)), f"made in the forward pass ({location(node)})", node)
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
+
+
+def _written_to(node: fx.Node) -> bool:
+    """Return whether an operation writes into this tensor or into a view of it."""
+    return any(
+        (_mutates(user) and user.args[:1] == (node,)) or (_views(user, node) and _written_to(user))
+        for user in node.users
+    )
+
+
+def _views(user: fx.Node, node: fx.Node) -> bool:
+    schema = getattr(user.target, "_schema", None)
+    return schema is not None and user.args[:1] == (node,) and any(out.alias_info is not None for out in schema.returns)

@@ -1,0 +1,112 @@
+"""Looking positions up by number: the indexed axis keeps its order, the others pass."""
+
+from __future__ import annotations
+
+import torch
+
+from onebasin.symmetry.abstract import Abstract
+from onebasin.symmetry.axes import Term, leaf
+from onebasin.symmetry.call import Call, Value
+
+WHY = "looked up by number"
+
+
+def index(call: Call) -> Value:
+    """x[i, :, j]: advanced indexing by tensors."""
+    x = call.tensor("self")
+    given = {dim: value for dim, value in enumerate(call["indices"]) if value is not None}
+    if len(given) == 1:
+        (dim, chosen), *_ = given.items()
+        sizes = _constant_run(chosen, x.axes[dim].size)
+        if sizes is not None:
+            return Abstract((*x.axes[:dim], call.cut(x.axes[dim], sizes)[1], *x.axes[dim + 1 :]))
+    call.freeze((x.axes[dim] for dim in given), WHY)
+    looked = _broadcast(call, [call._use(value) for value in given.values()])
+    dims = list(given)
+    together = dims == list(range(dims[0], dims[0] + len(dims)))
+    before = x.axes[: dims[0]] if together else ()
+    rest = tuple(term for dim, term in enumerate(x.axes) if dim not in given and not (together and dim < dims[0]))
+    return Abstract((*before, *looked, *rest))
+
+
+def index_select(call: Call) -> Value:
+    """Positions of `dim` chosen by a vector."""
+    x, chosen = call.tensor("self"), call.tensor("index")
+    dim = call.dim(len(x.axes))
+    call.freeze([x.axes[dim]], WHY)
+    return Abstract((*x.axes[:dim], *(chosen.axes or (leaf(1),)), *x.axes[dim + 1 :]))
+
+
+def gather(call: Call) -> Value:
+    """gather(dim, index): other axes of index and input meet where they are equally long."""
+    x, chosen = call.tensor("self"), call.tensor("index")
+    dim = call.dim(len(x.axes))
+    call.freeze([x.axes[dim], chosen.axes[dim]], WHY)
+    return Abstract(_meet(call, x, chosen, dim))
+
+
+def scatter(call: Call) -> Value:
+    """scatter, scatter_add, scatter_reduce, index_add, index_copy, index_fill: the result looks like the input."""
+    x = call.tensor("self")
+    dim = call.dim(len(x.axes))
+    call.freeze([x.axes[dim]], WHY)
+    others = [call.optional(key) for key in ("src", "source", "index")]
+    for other in (value for value in others if value is not None):
+        if len(other.axes) == len(x.axes):
+            call.freeze([other.axes[dim]], WHY)
+            _meet(call, x, other, dim)
+        else:
+            call.freeze(other.axes, WHY)
+    return Abstract(x.axes)
+
+
+def index_put(call: Call) -> Value:
+    """x[i, :, j] = v: indexed axes keep their order, the others meet those of v from the right."""
+    x, values = call.tensor("self"), call.tensor("values")
+    given = {dim: value for dim, value in enumerate(call["indices"]) if value is not None}
+    call.freeze((x.axes[dim] for dim in given), WHY)
+    looked = _broadcast(call, [call._use(value) for value in given.values()])
+    if list(given) != list(range(len(given))):
+        return call.frozen(WHY)
+    row: tuple[Term, ...] = (*looked, *x.axes[len(given) :])
+    labels = range(len(row))
+    axes = call.join([(row, labels), (values.axes, labels[len(row) - len(values.axes) :])], labels)
+    return Abstract((*x.axes[: len(given)], *axes[len(looked) :]))
+
+
+def one_hot(call: Call) -> Value:
+    """A new axis of classes, in their order."""
+    x = call.tensor("self")
+    return Abstract((*x.axes, call.fixed(call.shape[-1], WHY)))
+
+
+def _constant_run(value: Value, size: int) -> list[int] | None:
+    """Return [before, length, after] if `value` is known to be a run of consecutive positions."""
+    numbers = getattr(value, "constant", None)
+    if numbers is None or numbers.dim() != 1 or not numbers.numel() or numbers.dtype == torch.bool:
+        return None
+    start, length = int(numbers[0]), numbers.numel()
+    if start < 0 or not torch.equal(numbers, torch.arange(start, start + length).to(numbers)):
+        return None
+    return [start, length, size - start - length]
+
+
+def _broadcast(call: Call, tensors: list[Abstract]) -> tuple[Term, ...]:
+    rank = max((len(value.axes) for value in tensors), default=0)
+    for value in tensors:
+        call.freeze(value.axes, WHY)
+    return call.join([(value.axes, range(rank - len(value.axes), rank)) for value in tensors], range(rank))
+
+
+def _meet(call: Call, x: Abstract, other: Abstract, dim: int) -> tuple[Term, ...]:
+    labels = [
+        number if a.size == b.size else -number - 1
+        for number, (a, b) in enumerate(zip(x.axes, other.axes, strict=True))
+    ]
+    for number, label in enumerate(labels):
+        if label < 0 and number != dim:
+            call.freeze([x.axes[number], other.axes[number]], WHY)
+    kept = [number for number, label in enumerate(labels) if label >= 0 and number != dim]
+    met = call.join([([t.axes[n] for n in kept], kept) for t in (x, other)], kept)
+    found = dict(zip(kept, met, strict=True))
+    return tuple(found.get(number, other.axes[number]) for number in range(len(labels)))

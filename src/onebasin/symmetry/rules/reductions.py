@@ -1,0 +1,65 @@
+"""Operations that sum an axis away, or pick from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, fx
+
+from onebasin.symmetry.abstract import Abstract
+from onebasin.symmetry.axes import Term, leaf
+from onebasin.symmetry.call import Call, Value
+from onebasin.symmetry.rules.pointwise import pointwise
+
+
+def reduce(call: Call) -> Value:
+    """Sums, means, norms, variances: symmetric in the reduced axes, which vanish."""
+    x = call.tensor("self")
+    axes = _without(x.axes, _dims(call, len(x.axes)), bool(call.get("keepdim")))
+    return _as_returned(call, Abstract(axes))
+
+
+def extreme(call: Call) -> Value:
+    """max and min: of two tensors pointwise, of one a reduction; where the index is used, a choice."""
+    if "other" in call.arguments:
+        return pointwise(call)
+    if len(call.shapes) == 2 and _uses(call.node, 1):
+        return choose(call)
+    return reduce(call)
+
+
+def choose(call: Call) -> Value:
+    """argmax, argmin: the number of the position is the result."""
+    x = call.tensor("self")
+    dims = _dims(call, len(x.axes))
+    call.freeze((x.axes[dim] for dim in dims), "the number of a position on this axis is used")
+    return _as_returned(call, Abstract(_without(x.axes, dims, bool(call.get("keepdim")))))
+
+
+def ordered(call: Call) -> Value:
+    """topk, sort, argsort: results stand in an order of their own."""
+    x = call.tensor("self")
+    dim = call.dim(len(x.axes))
+    call.freeze([x.axes[dim]], "sorted or selected by value")
+    fresh = call.fixed(call.shape[dim] if call.shape else 1, "sorted or selected by value")
+    return _as_returned(call, Abstract((*x.axes[:dim], fresh, *x.axes[dim + 1 :]) if x.axes else ()))
+
+
+def _dims(call: Call, rank: int) -> list[int]:
+    given = call.get("dim")
+    if given is None or given == []:
+        return list(range(rank))
+    return [dim % max(rank, 1) for dim in ([given] if isinstance(given, int) else given)]
+
+
+def _without(axes: Sequence[Term], dims: Sequence[int], keep: bool) -> tuple[Term, ...]:
+    kept = [(leaf(1) if number in dims else term, number in dims) for number, term in enumerate(axes)]
+    return tuple(term for term, reduced in kept if keep or not reduced)
+
+
+def _as_returned(call: Call, value: Abstract) -> Value:
+    return value if isinstance(call.node.meta.get("val"), Tensor) else [value] * len(call.shapes)
+
+
+def _uses(node: fx.Node, number: int) -> bool:
+    return any(user.args[1:] == (number,) and user.users for user in node.users)
