@@ -1,0 +1,8 @@
+"""Matching: (spec, reference, moved) -> Alignment. Objectives say what to match, solvers how."""
+
+from onebasin.matching.align import align
+from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
+from onebasin.matching.objective import Feature, Objective
+from onebasin.matching.weight import WeightMatching
+
+__all__ = ["Alignment", "Certificate", "Feature", "Matcher", "Objective", "StopReason", "WeightMatching", "align"]

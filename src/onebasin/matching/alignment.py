@@ -1,0 +1,96 @@
+"""Alignment: what matching returns. It explains itself: value, history, why it stopped, and how sure it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+from onebasin.params import Params
+from onebasin.permutation import Permutation
+from onebasin.progress import Progress
+from onebasin.spec import PermutationSpec
+
+
+class StopReason(Enum):
+    """Why a matching method stopped."""
+
+    CONVERGED = "No group can be improved any more while the others stay as they are."
+    MAX_SWEEPS = "The sweep limit was reached while groups could still be improved."
+    INTERRUPTED = "Interrupted from the keyboard; this is the best permutation found until then."
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How sure the assignments of a run are.
+
+    Args:
+        gap: the largest relative duality gap of all assignments that were solved; zero, or rounding, proves that each
+            was optimal.
+        assignments: how many were solved.
+    """
+
+    gap: float = 0.0
+    assignments: int = 0
+
+
+class Matcher(Protocol):
+    """The settings of one matching method: a frozen dataclass that can `match`.
+
+    Most methods build an `Objective` (what to match) and give it to a solver (how), as `WeightMatching` does.
+    """
+
+    def match(
+        self, spec: PermutationSpec, params_a: Params, params_b: Params, start: Permutation, progress: Progress
+    ) -> Alignment:
+        """Match the moved model `params_b` to the reference `params_a`; both have been checked against `spec`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A permutation of the moved model, and where it comes from.
+
+    Args:
+        permutation: `permutation.apply(params_b)` has the units of the moved model in the order of the reference.
+        objective: the value at the start and after every sweep, in float64; it never decreases.
+        stop: why the method stopped.
+        certificate: how sure the assignments are.
+        matcher: the settings.
+        seconds: wall time.
+    """
+
+    permutation: Permutation
+    objective: tuple[float, ...]
+    stop: StopReason
+    certificate: Certificate
+    matcher: Matcher
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the permutation (which has its own `to_json`) as plain JSON values."""
+        return {
+            "matcher": type(self.matcher).__name__,
+            "settings": dataclasses.asdict(self.matcher) if dataclasses.is_dataclass(self.matcher) else {},
+            "objective": list(self.objective),
+            "stop": self.stop.name,
+            "why": self.stop.value,
+            "gap": self.certificate.gap,
+            "assignments": self.certificate.assignments,
+            "fixed_share": self.permutation.fixed_share(),
+            "seconds": self.seconds,
+        }
+
+    def __str__(self) -> str:
+        share = self.permutation.fixed_share()
+        moved = sum(fixed < 1 for fixed in share.values())
+        return "\n".join(
+            [
+                f"{type(self.matcher).__name__}: objective {self.objective[0]:.6g} -> {self.objective[-1]:.6g} "
+                f"in {len(self.objective) - 1} sweeps, {self.seconds:.2f} s",
+                self.stop.value,
+                f"{moved} of {len(share)} groups moved; {self.certificate.assignments} assignments, "
+                f"largest relative duality gap {self.certificate.gap:.1e}",
+            ]
+        )

@@ -1,0 +1,131 @@
+"""Objective: what a matching method maximises. The only thing a solver sees of it is this class."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from onebasin.errors import ParamsError, listing
+from onebasin.layout import blocks, leaves
+from onebasin.matching import gains
+from onebasin.matching.gains import Term
+from onebasin.params import compute_dtype
+from onebasin.permutation import Permutation
+from onebasin.spec import PermutationSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Feature:
+    """What is compared of one tensor: F(A) and F(B), both laid out like the tensor called `name` in the spec."""
+
+    name: str
+    a: Tensor
+    b: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """A function of the permutation pi, to be maximised.
+
+        value(pi) = sum over features of < F(A), pi(F(B)) >  +  sum over groups and new units i of R[i, pi(i)]
+
+    Weight matching has the weights as features, activation matching has constant gains R, hybrids have both: the sum of
+    two objectives is an objective.
+
+    Args:
+        spec: what may be permuted.
+        features: pairs of tensors that move like a tensor of the spec. A tied tensor should be listed once
+            (`spec.matched` does).
+        gains: group -> constant gain `Float[Tensor, "n n"]`, new units first, as in R[i, k]; for a nested group
+            `"*parents n *parents n"`: new parent units and unit, then old parent units and unit.
+
+    Raises:
+        ParamsError: a name, or the shape of a feature or gain, that does not fit the spec.
+    """
+
+    spec: PermutationSpec
+    features: tuple[Feature, ...] = ()
+    gains: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problems = [*_feature_problems(self), *_gain_problems(self)]
+        if problems:
+            raise ParamsError(
+                f"features or gains that do not fit the spec: {listing(problems)}",
+                "features laid out like their tensor, gains of all new units by all old units",
+                "build both from the params and the spec of one architecture",
+            )
+
+    def __add__(self, other: Objective) -> Objective:
+        """Return the objective whose value is the sum of both."""
+        names = dict.fromkeys([*self.gains, *other.gains])
+        both = {name: [part.gains[name] for part in (self, other) if name in part.gains] for name in names}
+        summed = {
+            name: rows[0] + rows[1].to(rows[0].device) if len(rows) > 1 else rows[0] for name, rows in both.items()
+        }
+        return Objective(self.spec, self.features + other.features, summed)
+
+    def value(self, permutation: Permutation, holding: str | None = None) -> float:
+        """Return the objective at `permutation`, summed in float64; of the tensors that hold one group, if given."""
+        return math.fsum(gains.move(term, permutation).total() for term in self.terms(holding))
+
+    def gain(self, permutation: Permutation, group: str) -> Tensor:
+        """Return `Float[Tensor, "*parents n n"]`, what old unit k is worth as new unit i: see `gains.gain_matrix`."""
+        return gains.gain_matrix(self.terms(group), permutation, group)
+
+    def terms(self, holding: str | None = None) -> Iterator[Term]:
+        """Yield the bilinear terms of the objective, or of those the ones that hold the group `holding`."""
+        for feature in self.features:
+            axes = self.spec.tensors[feature.name]
+            if holding is None or any(leaf.group == holding for axis in axes for leaf in leaves(axis)):
+                pieces = gains.feature_terms(feature.a, feature.b, axes)
+                yield from (term for term in pieces if holding is None or holding in term.unmoved)
+        for group, gain in self.gains.items():
+            if holding is None or holding == group or holding in self.spec.parents.get(group, ()):
+                yield gains.constant_term(self.spec, group, gain)
+
+    def scale(self) -> float:
+        """Return a bound of the absolute value: sum of |F(A)| |F(B)| (Frobenius) and of each unit's largest gain."""
+        norms = [torch.linalg.vector_norm(x, dtype=compute_dtype(x)).item() for f in self.features for x in (f.a, f.b)]
+        rows = [gain.abs().flatten(gain.dim() // 2).amax(-1).sum().item() for gain in self.gains.values()]
+        return math.fsum(a * b for a, b in zip(norms[::2], norms[1::2], strict=True)) + math.fsum(rows)
+
+    def neighbours(self) -> dict[str, set[str]]:
+        """Return for each group that occurs those its gain matrix depends on; itself if on two axes of one block."""
+        result: dict[str, set[str]] = {}
+        for places in self._places():
+            for group in places:
+                result.setdefault(group, set()).update(name for name in places if name != group or places[name] > 1)
+        return result
+
+    def _places(self) -> Iterator[Counter[str]]:
+        """Yield for every term at how many places each group stands in it."""
+        for feature in self.features:
+            for _, row in blocks(feature.a, self.spec.tensors[feature.name]):
+                yield Counter(leaf.group for leaf in row if leaf.group is not None)
+        for group in self.gains:
+            yield Counter([*self.spec.parents.get(group, ()), group])
+
+
+def _feature_problems(objective: Objective) -> Iterator[str]:
+    shapes = objective.spec.shapes
+    for feature in objective.features:
+        if feature.name not in shapes:
+            yield f"{feature.name}: no such tensor"
+            continue
+        for tensor in (feature.a, feature.b):
+            if tuple(tensor.shape) != shapes[feature.name]:
+                yield f"{feature.name}: {tuple(tensor.shape)} instead of {shapes[feature.name]}"
+
+
+def _gain_problems(objective: Objective) -> Iterator[str]:
+    for name, gain in objective.gains.items():
+        if name not in objective.spec.sizes:
+            yield f"{name}: no such group"
+        elif tuple(gain.shape) != objective.spec.index_shape(name) * 2:
+            yield f"gain of {name}: {tuple(gain.shape)} instead of {objective.spec.index_shape(name) * 2}"

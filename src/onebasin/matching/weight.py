@@ -1,0 +1,48 @@
+"""Weight matching: the permutation that brings the weights of two models closest together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onebasin.matching.alignment import Alignment
+from onebasin.matching.coordinate_descent import coordinate_descent
+from onebasin.matching.objective import Feature, Objective
+from onebasin.params import Params
+from onebasin.permutation import Permutation
+from onebasin.progress import Progress, silent
+from onebasin.spec import PermutationSpec
+
+
+@dataclass(frozen=True)
+class WeightMatching:
+    """Minimise the distance of the weights, | A - pi(B) |^2, which is to maximise sum over tensors of < A, pi(B) >.
+
+    Every trained tensor that a group moves counts with weight 1: kernels, biases, norm scales. Running statistics move
+    with their units but are not matched, tied tensors count once. Half precision is accumulated in float32.
+
+    Args:
+        seed: of the order in which groups are visited.
+        max_sweeps: default from ainsworth2023's code.
+
+    Source: ainsworth2023, section 3.2 and Alg. 1.
+    Differs: see `coordinate_descent`.
+    """
+
+    seed: int = 0
+    max_sweeps: int = 100
+
+    def objective(self, spec: PermutationSpec, params_a: Params, params_b: Params) -> Objective:
+        """Return the objective with the weights themselves as features."""
+        return Objective(spec, tuple(Feature(name, params_a[name], params_b[name]) for name in spec.matched))
+
+    def match(
+        self,
+        spec: PermutationSpec,
+        params_a: Params,
+        params_b: Params,
+        start: Permutation,
+        progress: Progress = silent,
+    ) -> Alignment:
+        """Match by coordinate descent from `start`."""
+        objective = self.objective(spec, params_a, params_b)
+        return coordinate_descent(objective, self, start, self.seed, self.max_sweeps, progress)
