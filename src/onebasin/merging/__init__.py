@@ -1,0 +1,5 @@
+"""Several networks into one: aligned, then averaged."""
+
+from onebasin.merging.merge import Merge, merge
+
+__all__ = ["Merge", "merge"]
