@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onebasin.analysis.path import Curve as Curve
     from onebasin.analysis.evaluation import classification as classification
+    from onebasin.analysis.path import Curve as Curve
     from onebasin.analysis.path import evaluate_path as evaluate_path
     from onebasin.batchnorm import recompute_batchnorm as recompute_batchnorm
     from onebasin.errors import OneBasinError as OneBasinError

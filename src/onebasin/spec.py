@@ -18,6 +18,8 @@ VERSION = 1
 # Buffers of this name hold statistics: they move with their channel, but say nothing about which unit is which.
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 BY_HAND = "written by hand as fixed"
+# Why the axes of a dead tensor (an auxiliary head in eval mode, say) are fixed; it counts in no share.
+UNUSED = "not used by the outputs"
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,12 @@ class PermutationSpec:
             and any(True for axis in row for _ in _group_names(axis))
         )
 
+    @cached_property
+    def unused(self) -> tuple[str, ...]:
+        """Names of the tensors that the outputs do not depend on."""
+        rows = {name: [leaf.why for axis in row for leaf in layout.leaves(axis)] for name, row in self.tensors.items()}
+        return tuple(name for name, reasons in rows.items() if reasons and set(reasons) == {UNUSED})
+
     def index_shape(self, group: str) -> tuple[int, ...]:
         """Return the shape of the index array of `group`: sizes of its parents, then its own."""
         return (*(self.sizes[parent] for parent in self.parents.get(group, ())), self.sizes[group])
@@ -147,9 +155,9 @@ class PermutationSpec:
         return sum(copies[name] * math.lgamma(size + 1) for name, size in self.sizes.items()) / math.log(10)
 
     def covered(self) -> float:
-        """Return the share of trained elements that at least one group moves, in [0, 1]."""
+        """Return the share of trained elements in use that at least one group moves, in [0, 1]."""
         repeated = {name for names in self.ties for name in names[1:]}
-        names = [name for name in self.tensors if name not in self.buffers and name not in repeated]
+        names = [name for name in self.tensors if name not in self.buffers | repeated | set(self.unused)]
         total = sum(math.prod(self.shapes[name]) for name in names)
         fixed = sum(math.prod(layout.frozen_positions(axis) for axis in self.tensors[name]) for name in names)
         return 1 - fixed / total if total else 0.0

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from onebasin import layout
 from onebasin.layout import Axes, Axis, Leaf, Product, Sum
 from onebasin.params import storage_key
-from onebasin.spec import PermutationSpec
+from onebasin.spec import UNUSED, PermutationSpec
 from onebasin.symmetry.axes import Kind, Term, factors, freeze, leaf, leaves, summands, unify
 from onebasin.symmetry.call import schema_arguments
 from onebasin.symmetry.export import Exported
@@ -86,9 +86,8 @@ def _terms_of_state(state: Mapping[str, Tensor], found: Interpretation) -> dict[
         for own, partner in ((name, other_name), (other_name, name)):
             for term in by_tensor.get(storage_key(state[own]), ()):
                 freeze(term, f"shares memory with {partner} in another shape")
-    why = "not used by the outputs"
     return {
-        name: by_tensor.get(storage_key(value)) or tuple(leaf(size, why) for size in value.shape)
+        name: by_tensor.get(storage_key(value)) or tuple(leaf(size, UNUSED) for size in value.shape)
         for name, value in state.items()
     }
 

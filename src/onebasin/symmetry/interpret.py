@@ -178,11 +178,11 @@ class _Walk:
 
 
 def _known(value: Tensor, shape: tuple[int, ...], why: str, node: fx.Node) -> Abstract:
-    """Return a constant; equal elements make a fill, if nothing writes into it."""
-    if value.device.type == "meta":
+    """Return a constant; equal elements make a fill. A tensor that is written into later is not known."""
+    if value.device.type == "meta" or _written_to(node):
         return Abstract(tuple(leaf(size, why) for size in shape))
     equal = value.numel() > 0 and bool((value == value.flatten()[0]).all())
-    if equal and not _written_to(node):
+    if equal:
         return Abstract(tuple(leaf(size) for size in shape), constant=value, fill=True)
     return Abstract(tuple(leaf(size, why) for size in shape), constant=value)
 

@@ -7,19 +7,20 @@ import torch
 from onebasin.symmetry.abstract import Abstract
 from onebasin.symmetry.axes import Term, leaf
 from onebasin.symmetry.call import Call, Value
+from onebasin.symmetry.rules.sums import pieces
 
 WHY = "looked up by number"
 
 
 def index(call: Call) -> Value:
-    """x[i, :, j]: advanced indexing by tensors."""
-    x = call.tensor("self")
+    """x[i, :, j]: advanced indexing by tensors; a constant run of positions is a slice."""
     given = {dim: value for dim, value in enumerate(call["indices"]) if value is not None}
     if len(given) == 1:
         (dim, chosen), *_ = given.items()
-        sizes = _constant_run(chosen, x.axes[dim].size)
+        sizes = _constant_run(chosen, call["self"].shape[dim])
         if sizes is not None:
-            return Abstract((*x.axes[:dim], call.cut(x.axes[dim], sizes)[1], *x.axes[dim + 1 :]))
+            return pieces(call, dim, sizes)[1]
+    x = call.tensor("self")
     call.freeze((x.axes[dim] for dim in given), WHY)
     looked = _broadcast(call, [call._use(value) for value in given.values()])
     dims = list(given)
@@ -85,8 +86,9 @@ def _constant_run(value: Value, size: int) -> list[int] | None:
     numbers = getattr(value, "constant", None)
     if numbers is None or numbers.dim() != 1 or not numbers.numel() or numbers.dtype == torch.bool:
         return None
+    numbers = torch.where(numbers < 0, numbers + size, numbers)
     start, length = int(numbers[0]), numbers.numel()
-    if start < 0 or not torch.equal(numbers, torch.arange(start, start + length).to(numbers)):
+    if not torch.equal(numbers, torch.arange(start, start + length).to(numbers)):
         return None
     return [start, length, size - start - length]
 

@@ -29,13 +29,13 @@ def stack(call: Call) -> Value:
 def split(call: Call) -> Value:
     """split, chunk, split_with_sizes, tensor_split: as long as the results are."""
     dim = call.dim(len(call["self"].shape))
-    return _pieces(call, dim, [shape[dim] for shape in call.shapes])
+    return pieces(call, dim, [shape[dim] for shape in call.shapes])
 
 
 def unbind(call: Call) -> Value:
     """One result per position of `dim`."""
     dim = call.dim(len(call["self"].shape))
-    return [_dropped(piece, dim) for piece in _pieces(call, dim, [1] * len(call.shapes))]
+    return [_dropped(piece, dim) for piece in pieces(call, dim, [1] * len(call.shapes))]
 
 
 def select(call: Call) -> Value:
@@ -43,7 +43,7 @@ def select(call: Call) -> Value:
     size = call["self"].shape
     dim = call.dim(len(size))
     index = int(call["index"]) % size[dim]
-    return _dropped(_pieces(call, dim, [index, 1, size[dim] - index - 1])[1], dim)
+    return _dropped(pieces(call, dim, [index, 1, size[dim] - index - 1])[1], dim)
 
 
 def narrow(call: Call) -> Value:
@@ -54,7 +54,7 @@ def narrow(call: Call) -> Value:
         return _stepped(call, dim)
     length = call.shape[dim]
     start = _start(call.get("start"), size[dim])
-    return _pieces(call, dim, [start, length, size[dim] - start - length])[1]
+    return pieces(call, dim, [start, length, size[dim] - start - length])[1]
 
 
 def glu(call: Call) -> Value:
@@ -113,7 +113,8 @@ def _stepped(call: Call, dim: int) -> Abstract:
     return Abstract((*x.axes[:dim], fresh, *x.axes[dim + 1 :]))
 
 
-def _pieces(call: Call, dim: int, sizes: Sequence[int]) -> list[Value]:
+def pieces(call: Call, dim: int, sizes: Sequence[int]) -> list[Value]:
+    """Cut the operand along `dim` into consecutive parts of `sizes`; blocks stay blocks."""
     value = call["self"]
     if isinstance(value, Blocks):
         if value.dim != dim:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from onebasin.symmetry.abstract import Abstract, Blocks
 from onebasin.symmetry.axes import Term, leaf, product, refactor, split_product, split_sum
@@ -22,50 +23,58 @@ def view(call: Call) -> Value:
         if moved is not None:
             return moved
     x = call.tensor(next(iter(call.arguments)))
-    axes: list[Term | None] = [leaf(1) if size == 1 else None for size in call.shape]
-    cut: list[tuple[int, list[Term]]] = []
+    axes = [leaf(1) for _ in call.shape]
+    blocks: Blocks | None = None
     for sources, targets in _segments(x.shape, call.shape):
         terms = [x.axes[number] for number in sources]
-        sizes = [call.shape[number] for number in targets]
-        offsets = sorted(call.context.cuts.get((call.node.name, targets[0]), ())) if targets else []
-        if offsets and len(targets) > 1:
-            cut.append((targets[0], _rows(product(terms), sizes, offsets)))
+        at = next((n for n in targets[:-1] if (call.node.name, n) in call.context.cuts), None)
+        if at is None or blocks is not None:
+            _spread(call, axes, terms, targets)
             continue
-        for number, term in zip(targets, refactor(terms, sizes), strict=True):
-            axes[number] = term
-        for number in targets[:-1]:
-            _mark(axes[number], call.node.name, number)
-    if not cut:
-        return Abstract(tuple(term for term in axes if term is not None))
-    return _as_blocks(call, axes, *cut[0])
+        before, inside = [n for n in targets if n < at], [n for n in targets if n >= at]
+        rest = math.prod(call.shape[n] for n in inside)
+        *outer, row = refactor(terms, [*(call.shape[n] for n in before), rest])
+        for number, term in zip(before, outer, strict=True):
+            _place(call, axes, number, term)
+        blocks = _cut_rows(call, row, inside)
+    if blocks is None:
+        return Abstract(tuple(axes))
+    inside = [n for n, size in enumerate(blocks.parts[0].shape) if size != 1 or n == blocks.dim]
+    return Blocks(blocks.dim, tuple(_filled(axes, part, inside) for part in blocks.parts))
 
 
-def _mark(term: Term | None, name: str, number: int) -> None:
-    if term is not None:
-        term.root().views.add((name, number))
+def _spread(call: Call, axes: list[Term], terms: Sequence[Term], targets: Sequence[int]) -> None:
+    """Regroup `terms` into the output axes `targets`; mark all but the last as split off here."""
+    found = refactor(terms, [call.shape[number] for number in targets])
+    axes[targets[-1]] = found[-1]
+    for number, term in zip(targets[:-1], found, strict=False):
+        _place(call, axes, number, term)
 
 
-def _rows(term: Term, sizes: list[int], offsets: list[int]) -> list[Term]:
-    inner = term.size // sizes[0]
-    ends = [0, *offsets, sizes[0]]
-    return split_sum(term, [(end - start) * inner for start, end in itertools.pairwise(ends)])
+def _place(call: Call, axes: list[Term], number: int, term: Term) -> None:
+    axes[number] = term
+    term.root().views.add((call.node.name, number))
 
 
-def _as_blocks(call: Call, axes: list[Term | None], dim: int, rows: list[Term]) -> Blocks:
+def _cut_rows(call: Call, term: Term, targets: Sequence[int]) -> Blocks:
+    """Cut the first of `targets` where a later operation cuts it; each part gets inner axes of its own."""
+    first, inner = targets[0], targets[1:]
+    width = math.prod(call.shape[number] for number in inner)
+    ends = [0, *sorted(call.context.cuts[call.node.name, first]), call.shape[first]]
     parts = []
-    inner = [number for number in range(dim + 1, len(axes)) if axes[number] is None]
-    width = 1
-    for number in inner:
-        width *= call.shape[number]
-    for row in rows:
-        own = list(axes)
-        terms = refactor([row], [row.size // width, *(call.shape[number] for number in inner)])
-        for number, term in zip([dim, *inner], terms, strict=True):
-            own[number] = term
-            if number != inner[-1]:
-                _mark(term, call.node.name, number)
-        parts.append(Abstract(tuple(term for term in own if term is not None)))
-    return Blocks(dim, tuple(parts))
+    for row in split_sum(term, [(end - start) * width for start, end in pairwise(ends)]):
+        axes = [leaf(1) for _ in call.shape]
+        found = refactor([row], [row.size // width, *(call.shape[number] for number in inner)])
+        for number, part in zip(targets, found, strict=True):
+            axes[number] = part
+        for number in targets[:-1]:
+            axes[number].root().views.add((call.node.name, number))
+        parts.append(Abstract(tuple(axes)))
+    return Blocks(first, tuple(parts))
+
+
+def _filled(axes: Sequence[Term], part: Abstract, inside: Sequence[int]) -> Abstract:
+    return Abstract(tuple(part.axes[n] if n in inside else axes[n] for n in range(len(axes))))
 
 
 def _segments(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
