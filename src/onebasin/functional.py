@@ -45,10 +45,17 @@ def with_params(model: nn.Module, params: Mapping[str, Tensor]) -> Predict:
         ParamsError: `params` are not those of `model`.
     """
     check_shapes(params, {name: tuple(value.shape) for name, value in params_of(model).items()}, owner="the model")
-    # One name per tensor: functional_call ties the others to it, and refuses copies that come apart.
-    state = {name: params[name] for name, _ in model.named_parameters()}
-    state |= {name: params.get(name, buffer).clone() for name, buffer in model.named_buffers()}
-    return lambda *args, **kwargs: functional_call(model, state, args, kwargs)
+    # Every name of a tied tensor gets the tensor of the first: `params` may hold copies, which could come apart.
+    parameters: list[tuple[str, Tensor]] = list(model.named_parameters(remove_duplicate=False))
+    buffers = list(model.named_buffers(remove_duplicate=False))
+    first: dict[Tensor, Tensor] = {}
+    for name, own in parameters:
+        first.setdefault(own, params[name])
+    for name, own in buffers:
+        first.setdefault(own, params.get(name, own).clone())
+    state = {name: first[own] for name, own in parameters + buffers}
+    # Ties are settled here, once: functional_call would look for them again at each call.
+    return lambda *args, **kwargs: functional_call(model, state, args, kwargs, tie_weights=False)
 
 
 def inputs_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -58,11 +58,10 @@ class ChannelMoments:
             UsageError: another number of channels.
         """
         _check_axis(batch, self.mean.numel())
-        axes = [axis for axis in range(batch.dim()) if axis != 1]
         count = batch.numel() // max(self.mean.numel(), 1)
         if count:
-            variance, mean = torch.var_mean(batch.detach().double(), axes, correction=0)
-            self._add(count, mean, variance * count)
+            deviations, mean = _centred(batch)
+            self._add(count, mean, deviations.square_().sum(_samples(batch)))
 
     def merge(self, other: ChannelMoments) -> None:
         """Add everything that `other` has seen.
@@ -152,9 +151,8 @@ class CrossMoments:
             return
         if not self.a.count:
             self.products = self.products.to(batch_a.device)
-        (rows_a, mean_a), (rows_b, mean_b) = (
-            _centred(batch.detach().to(self.products)) for batch in (batch_a, batch_b)
-        )
+        rows_a, mean_a = _centred(batch_a.to(self.products.device))
+        rows_b, mean_b = _centred(batch_b.to(self.products.device))
         self._shift(len(batch_a), mean_a, mean_b)
         self.products.addmm_(rows_a.T, rows_b)
         self.a._add(len(batch_a), mean_a, rows_a.square_().sum(0))
@@ -191,8 +189,14 @@ class CrossMoments:
 
 
 def _centred(batch: Tensor) -> tuple[Tensor, Tensor]:
-    mean = batch.mean(0)
-    return batch - mean, mean
+    """Return deviations from the mean, and the mean. Two passes over the data: many times faster than var_mean."""
+    wide = batch.detach().double()
+    mean = wide.mean(_samples(batch))
+    return wide - mean.reshape(-1, *[1] * (batch.dim() - 2)), mean
+
+
+def _samples(batch: Tensor) -> list[int]:
+    return [axis for axis in range(batch.dim()) if axis != 1]
 
 
 def _inverse_deviation(side: ChannelStatistics) -> Tensor:
