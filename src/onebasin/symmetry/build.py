@@ -16,6 +16,7 @@ from onebasin.symmetry.axes import Kind, Term, factors, freeze, leaf, leaves, su
 from onebasin.symmetry.call import schema_arguments
 from onebasin.symmetry.export import Exported
 from onebasin.symmetry.interpret import Interpretation
+from onebasin.symmetry.nesting import Parents
 
 STATISTICS_OF_NORMS = ("running_mean", "running_var")
 
@@ -43,10 +44,8 @@ def _is_statistic(node: fx.Node) -> bool:
     return bool(uses) and all(name in STATISTICS_OF_NORMS for name in uses)
 
 
-def build_spec(
-    model: nn.Module, found: Interpretation, parents: Mapping[int, tuple[int, ...]] | None = None
-) -> PermutationSpec:
-    """Lay out every tensor of the state dict of `model` by the terms that were found."""
+def build_spec(model: nn.Module, found: Interpretation, parents: Parents) -> PermutationSpec:
+    """Lay out every tensor of the state dict of `model` by the terms and the nesting that were found."""
     state = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     terms = _terms_of_state(state, found)
     trained = {name for name, value in state.items() if isinstance(value, nn.Parameter)}
@@ -63,15 +62,18 @@ def build_spec(
     return PermutationSpec(
         {leaf.group: leaf.size for leaf in used.values() if leaf.group is not None},
         tensors,
-        _named_parents(parents or {}, names),
+        _named_parents(parents, names),
         buffers=frozenset(state) - trained,
         ties=_ties(state),
         taps={node: row for node, row in taps.items() if any(_moves(axis) for axis in row)},
     )
 
 
-def _named_parents(parents: Mapping[int, tuple[int, ...]], names: Mapping[int, str]) -> dict[str, tuple[str, ...]]:
-    return {names[child]: tuple(names[p] for p in row) for child, row in parents.items() if child in names and row}
+def _named_parents(parents: Parents, names: Mapping[int, str]) -> dict[str, tuple[str, ...]]:
+    rows = {
+        names[child]: tuple(names[p] for p in row if p in names) for child, row in parents.items() if child in names
+    }
+    return {name: row for name, row in rows.items() if row}
 
 
 def _terms_of_state(state: Mapping[str, Tensor], found: Interpretation) -> dict[str, tuple[Term, ...]]:

@@ -8,6 +8,7 @@ from onebasin.spec import PermutationSpec
 from onebasin.symmetry.build import build_spec, movable_buffers
 from onebasin.symmetry.export import ExampleInputs, Outputs, decompose, export
 from onebasin.symmetry.interpret import interpret
+from onebasin.symmetry.nesting import nest
 from onebasin.symmetry.prove import drop_unsound
 
 
@@ -38,5 +39,5 @@ def permutation_spec(
     simpler = decompose(exported, [node.target for node in found.unknown.values()], outputs)
     if simpler is not None:
         found = interpret(simpler, moving)
-    spec = build_spec(model, found)
+    spec = build_spec(model, found, nest(found.record))
     return drop_unsound(exported, spec)

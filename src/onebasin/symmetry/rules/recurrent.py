@@ -22,39 +22,40 @@ def recurrent(call: Call) -> Value:
     directions = 2 if call["bidirectional"] else 1
     per_cell = len(params) // (int(call["num_layers"]) * directions)
     cells = [params[n : n + per_cell] for n in range(0, len(params), per_cell)]
-    feature, outs, states = x.axes[-1], [], []
-    for layer in range(int(call["num_layers"])):
-        pairs = [_cell(call, feature, cell) for cell in cells[layer * directions : (layer + 1) * directions]]
+    layer_input, outs, states = x.axes, [], []
+    for first in range(0, len(cells), directions):
+        pairs = [_cell(call, layer_input, cell) for cell in cells[first : first + directions]]
         outs += [out for out, _ in pairs]
         states += [state for _, state in pairs]
-        feature = concat(out for out, _ in pairs)
-        call.hidden([*x.axes[:-1], feature])
-    initial = call["hx"] if isinstance(call["hx"], (list, tuple)) else [call["hx"]]
-    for value, terms in zip(initial, (outs, states), strict=False):
-        _start(call, value, terms)
-    batch = x.axes[:-1][0 if call["batch_first"] and len(x.axes) == 3 else 1 :][:1] if len(x.axes) == 3 else ()
+        layer_input = (*x.axes[:-1], concat(out for out, _ in pairs))
+        call.hidden(layer_input)
+    for value, terms in zip(call["hx"] if isinstance(call["hx"], (list, tuple)) else [call["hx"]], (outs, states)):
+        _start(value, terms)
+    batch = x.axes[0 if call["batch_first"] else 1 : -1][:1] if len(x.axes) == 3 else ()
     finals = [Blocks(0, tuple(Abstract((leaf(1), *batch, term)) for term in terms)) for terms in (outs, states)]
-    return [Abstract((*x.axes[:-1], feature)), *finals[: len(call.shapes) - 1]]
+    return [Abstract(layer_input), *finals[: len(call.shapes) - 1]]
 
 
-def _cell(call: Call, feature: Term, cell: Sequence[Abstract]) -> tuple[Term, Term]:
+def _cell(call: Call, x: Sequence[Term], cell: Sequence[Abstract]) -> tuple[Term, Term]:
     """Return the terms of the output and of the cell state."""
     gates = GATES[call.name]
-    units = cell[0].axes[0].size // gates
-    pairs = [split_product(t.axes[0], gates, units) for t in cell if t.axes[0].size == gates * units]
-    for gate, unit in pairs:
-        call.freeze([gate], "the gates of a cell differ")
-        unify(pairs[0][1], unit)
-    unify(feature, cell[0].axes[1])
-    state = pairs[0][1]
-    projected = len(cell) > 2 and cell[-1].axes[0].size != gates * units
-    if not projected:
-        return unify(state, cell[1].axes[1]), state
-    unify(state, cell[-1].axes[1])
-    return unify(cell[-1].axes[0], cell[1].axes[1]), state
+    rows = cell[0].axes[0].size
+    projection = cell[-1] if cell[-1].axes[0].size != rows else None
+    stacked = [t for t in cell if t.axes[0].size == rows]
+    grids = [(*split_product(t.axes[0], gates, rows // gates), *t.axes[1:]) for t in stacked]
+    call.freeze((grid[0] for grid in grids), "the gates of a cell differ")
+    places = range(len(x) - 1)
+    labels = [["gate", "unit", "in"], ["gate", "unit", "out"], *[["gate", "unit"]] * (len(grids) - 2)]
+    gate, state, out = call.join([(x, [*places, "in"]), *zip(grids, labels, strict=True)], ["gate", "unit", "out"])
+    call.hidden([*x[:-1], gate, state])
+    call.hidden([*x[:-1], state])
+    if projection is None:
+        return unify(out, state), state
+    out, state = call.join([(projection.axes, ["out", "unit"]), ([out], ["out"]), ([state], ["unit"])], ["out", "unit"])
+    return out, state
 
 
-def _start(call: Call, value: Value, terms: Sequence[Term]) -> None:
+def _start(value: Value, terms: Sequence[Term]) -> None:
     """The initial state meets each layer's units; zeros meet anything."""
     if isinstance(value, Abstract) and value.fill:
         return
