@@ -15,8 +15,8 @@ from onebasin.errors import DiscoveryError
 from onebasin.params import Params, params_of
 from onebasin.spec import PermutationSpec
 
-# What discovery can do beyond flat groups; a case whose `needs` is not here has no expected groups yet.
-LANDED: frozenset[str] = frozenset({""})
+# What discovery can do: "nested" groups and "stepped" slices are to come. A case whose `needs` is not here waits.
+LANDED: frozenset[str] = frozenset({"", "attention", "recurrent"})
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ INCEPTIONS = (
 )  # fmt: skip
 # Widths of MobileNetV2's seven stages; inside a block they are expanded three times.
 MOBILE = (5, 7, 11, 13, 17, 19, 23)
-MOBILE_HIDDEN = tuple(3 * w for w, repeats in zip(MOBILE, (2, 3, 4, 3, 3, 1, 0), strict=True) for _ in range(repeats))
+MOBILE_HIDDEN = tuple(3 * w for w, repeats in zip(MOBILE, (1, 2, 3, 4, 3, 3, 0), strict=True) for _ in range(repeats))
 
 
 def flat(rows: Iterable[Iterable[int]]) -> tuple[int, ...]:
@@ -195,7 +195,12 @@ TOYS = [
 
 SEQUENCES = [
     Case(
-        "multihead_attention", sequence.MultiheadAttention, real(2, 4, 2), (15, 3, 5, 5), ((3, 5), (3, 5)), "attention"
+        "multihead_attention",
+        sequence.MultiheadAttention,
+        real(2, 4, 2),
+        (15, 3, 5, 5, 15),
+        ((3, 5), (3, 5)),
+        "attention",
     ),
     Case("encoder", sequence.Encoder, real(2, 4, 2), (15, 7, 3, 5, 5), ((3, 5), (3, 5)), "attention"),
     Case("fused_qkv", sequence.FusedQKV, tokens(2, 4), (7, 3, 5, 5), ((3, 5), (3, 5)), "attention"),

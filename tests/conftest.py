@@ -17,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes long or much memory; run with --slow")
+    config.addinivalue_line("filterwarnings", "ignore:.*weight_norm. is deprecated:FutureWarning")
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 

@@ -147,14 +147,14 @@ class ChannelLayerNorm(nn.Module):
 
 
 class HandRMSNorm(nn.Module):
-    """RMS norm written out, statistics in float32 as language models have it."""
+    """RMS norm written out; statistics in float32 or better, as language models have it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        mean_square = x.to(torch.float32).pow(2).mean(-1, keepdim=True)
+        mean_square = x.to(torch.promote_types(x.dtype, torch.float32)).pow(2).mean(-1, keepdim=True)
         return self.weight * (x * torch.rsqrt(mean_square + 1e-6).to(x.dtype))
 
 
