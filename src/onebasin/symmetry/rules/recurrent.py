@@ -29,7 +29,8 @@ def recurrent(call: Call) -> Value:
         states += [state for _, state in pairs]
         layer_input = (*x.axes[:-1], concat(out for out, _ in pairs))
         call.hidden(layer_input)
-    for value, terms in zip(call["hx"] if isinstance(call["hx"], (list, tuple)) else [call["hx"]], (outs, states)):
+    initial = call["hx"] if isinstance(call["hx"], (list, tuple)) else [call["hx"]]
+    for value, terms in zip(initial, (outs, states), strict=False):
         _start(value, terms)
     batch = x.axes[0 if call["batch_first"] else 1 : -1][:1] if len(x.axes) == 3 else ()
     finals = [Blocks(0, tuple(Abstract((leaf(1), *batch, term)) for term in terms)) for terms in (outs, states)]
