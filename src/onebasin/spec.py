@@ -54,6 +54,7 @@ class PermutationSpec:
         buffers: names of tensors that are not trained: they move, but are not matched.
         ties: sets of names that are one tensor.
         taps: node of the exported graph -> layout of its output, where units' activations can be read.
+        proof: largest relative difference of an output that the numerical proof saw; None: not proved.
     """
 
     sizes: Mapping[str, int]
@@ -62,6 +63,7 @@ class PermutationSpec:
     buffers: frozenset[str] = frozenset()
     ties: tuple[tuple[str, ...], ...] = ()
     taps: Mapping[str, Axes] = field(default_factory=dict, compare=False)
+    proof: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         problems = list(_problems(self))
@@ -128,15 +130,16 @@ class PermutationSpec:
         return {name: tuple(axis.size for axis in row) for name, row in self.tensors.items()}
 
     @cached_property
-    def matched(self) -> tuple[str, ...]:
-        """Names of the tensors that matching compares: trained, moved by some group, one name of each tied set."""
+    def trained(self) -> tuple[str, ...]:
+        """Names of the tensors that are trained and in use, one name of each tied set."""
         repeated = {name for names in self.ties for name in names[1:]}
+        return tuple(name for name in self.tensors if name not in self.buffers | repeated | set(self.unused))
+
+    @cached_property
+    def matched(self) -> tuple[str, ...]:
+        """Names of the tensors that matching compares: trained, and moved by some group."""
         return tuple(
-            name
-            for name, row in self.tensors.items()
-            if name not in self.buffers
-            and name not in repeated
-            and any(True for axis in row for _ in _group_names(axis))
+            name for name in self.trained if any(True for axis in self.tensors[name] for _ in _group_names(axis))
         )
 
     @cached_property
@@ -156,10 +159,8 @@ class PermutationSpec:
 
     def covered(self) -> float:
         """Return the share of trained elements in use that at least one group moves, in [0, 1]."""
-        repeated = {name for names in self.ties for name in names[1:]}
-        names = [name for name in self.tensors if name not in self.buffers | repeated | set(self.unused)]
-        total = sum(math.prod(self.shapes[name]) for name in names)
-        fixed = sum(math.prod(layout.frozen_positions(axis) for axis in self.tensors[name]) for name in names)
+        total = sum(math.prod(self.shapes[name]) for name in self.trained)
+        fixed = sum(math.prod(layout.frozen_positions(axis) for axis in self.tensors[name]) for name in self.trained)
         return 1 - fixed / total if total else 0.0
 
     def explain(self, tensor: str) -> str:
@@ -194,6 +195,7 @@ class PermutationSpec:
             self.buffers,
             self.ties,
             rename(self.taps),
+            self.proof,
         )
 
     def to_json(self) -> str:
@@ -206,6 +208,7 @@ class PermutationSpec:
             "parents": {name: list(parents) for name, parents in self.parents.items()},
             "buffers": sorted(self.buffers),
             "ties": [list(names) for names in self.ties],
+            "proof": self.proof,
         } | {key: {name: [layout.to_json(a) for a in row] for name, row in rows[key].items()} for key in rows}
         return json.dumps(data, allow_nan=False, indent=1)
 
@@ -228,12 +231,14 @@ class PermutationSpec:
             frozenset(data["buffers"]),
             tuple(tuple(names) for names in data["ties"]),
             rows["taps"],
+            None if data["proof"] is None else float(data["proof"]),
         )
 
     def __str__(self) -> str:
+        proof = "not proved" if self.proof is None else f"proved in float64 to {self.proof:.0e}"
         head = (
             f"{len(self.sizes)} groups, 10^{self.log10_symmetries():.0f} symmetries, "
-            f"{100 * self.covered():.1f} % of the trained elements covered"
+            f"{100 * self.covered():.1f} % of the trained elements covered, {proof}"
         )
         rows = [("group", "size", "under", "moves")]
         for name, group in self.groups.items():
@@ -278,7 +283,7 @@ def _problems(spec: PermutationSpec) -> Iterator[str]:
 
 
 def _read_json(text: str) -> dict[str, Any]:
-    keys = {"format", "version", "sizes", "parents", "buffers", "ties", "tensors", "taps"}
+    keys = {"format", "version", "sizes", "parents", "buffers", "ties", "proof", "tensors", "taps"}
     do = "write the spec with PermutationSpec.to_json or `onebasin inspect --json`"
     try:
         data = json.loads(text)
