@@ -15,8 +15,8 @@ from onebasin.errors import DiscoveryError
 from onebasin.params import Params, params_of
 from onebasin.spec import PermutationSpec
 
-# What discovery can do: "nested" groups and "stepped" slices are to come. A case whose `needs` is not here waits.
-LANDED: frozenset[str] = frozenset({"", "attention", "recurrent"})
+# What discovery can do: "stepped" slices are to come. A case whose `needs` is not here waits.
+LANDED: frozenset[str] = frozenset({"", "attention", "recurrent", "nested"})
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ TOYS = [
     Case("tied_embedding", wiring.TiedEmbedding, tokens(2, 5), (7, 11)),
     Case("token_mlp", wiring.TokenMLP, tokens(3, 5), (7, 5)),
     Case("hidden_softmax", wiring.HiddenSoftmax, real(5, 3), (7, 5)),
-    Case("einsum", wiring.Einsum, real(4, 3), (5, 7, 11)),
+    Case("einsum", wiring.Einsum, real(4, 3), (5, 7, 11), ((5, 7),)),
     Case("matmul_chain", wiring.MatmulChain, real(2, 3), (7, 5, 11, 13)),
     Case("token_mixer", wiring.TokenMixer, real(2, 2, 4, 6), (7, 5, 11)),
     Case("two_inputs", wiring.TwoInputs, image_and_tokens, (7,)),

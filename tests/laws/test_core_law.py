@@ -9,11 +9,12 @@ import pytest
 import torch
 from cases import LANDED, SUPPORTED, Case, case, params, spec_of
 from helpers import difference, run
+from models.plain import mlp
 from specs import handwritten
 
 from onebasin.errors import ProofError
 from onebasin.layout import Axis, Leaf, Product
-from onebasin.params import Params
+from onebasin.params import Params, params_of
 from onebasin.permutation import Permutation
 from onebasin.spec import PermutationSpec
 from onebasin.symmetry.prove import prove
@@ -98,6 +99,16 @@ def test_the_proof_refuses_a_spec_that_moves_one_side_only(case: Case) -> None:
     still = {name: tuple(Leaf(size) for size in spec.shapes[name]) for name in tied}
     with pytest.raises(ProofError):
         prove(case.model(), replace(spec, tensors={**spec.tensors, **still}), case.inputs())
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("width", [2, 3])
+def test_the_proof_never_draws_the_identity(width: int, seed: int) -> None:
+    """A wrong group of two units would otherwise pass for every second seed."""
+    model = mlp((3, width, 2)).eval()
+    wrong = handwritten(params_of(model), {"0.weight": ("a", None), "0.bias": ("a",)})
+    with pytest.raises(ProofError, match="on their own: a"):
+        prove(model, wrong, (torch.ones(2, 3),), seed=seed)
 
 
 def test_discovery_leaves_the_model_as_it_was() -> None:
