@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from onebasin.errors import UsageError
 from onebasin.functional import Predict, check_repeatable, inputs_of, labels_of
+from onebasin.params import compute_dtype
 
 # evaluate(predict) -> the loss, or metric name -> value; predict(inputs) behaves as the network does in eval mode.
 Evaluation = Callable[[Predict], float | Mapping[str, float]]
@@ -21,7 +22,8 @@ def classification(batches: Iterable[Any], loss: Loss = cross_entropy) -> Evalua
     """Return an evaluation that measures `{"loss", "accuracy"}` of a classifier over all of `batches`.
 
     Both are means over examples, whatever the sizes of the batches: loss in nats per example, accuracy in [0, 1]. An
-    example is one label, so a map of labels (segmentation) counts position by position.
+    example is one label, so a map of labels (segmentation) counts position by position. Logits in half precision are
+    widened to float32 first.
 
     Args:
         batches: `(inputs, labels)` or dicts with the key `"labels"`, readable many times (a list, a DataLoader). Labels
@@ -44,7 +46,7 @@ def classification(batches: Iterable[Any], loss: Loss = cross_entropy) -> Evalua
             labels, (args, kwargs) = labels_of(batch), inputs_of(batch)
             output = predict(*args, **kwargs)
             logits: Tensor = output if isinstance(output, Tensor) else output.logits
-            labels = labels.to(logits.device)
+            labels, logits = labels.to(logits.device), logits.to(compute_dtype(logits))
             total = total.to(logits.device) + loss(logits, labels).double() * labels.numel()
             right = right.to(logits.device) + (logits.argmax(1) == labels).sum()
             count += labels.numel()

@@ -55,6 +55,11 @@ def test_every_position_of_a_label_map_is_an_example() -> None:
     assert found["accuracy"] == pytest.approx((LOGITS[:30].argmax(1) == LABELS[:30]).double().mean().item())
 
 
+def test_half_precision_logits_are_widened() -> None:
+    found = classification([(LOGITS.bfloat16(), LABELS)])(identity)
+    assert found["loss"] == pytest.approx(cross_entropy(LOGITS.bfloat16().double(), LABELS).item(), rel=1e-6)
+
+
 def test_another_loss() -> None:
     def squared(logits: Tensor, labels: Tensor) -> Tensor:
         return mse_loss(logits, torch.eye(5, dtype=logits.dtype)[labels])
