@@ -14,6 +14,25 @@ Labelled = tuple[Sequence[Term], Sequence[Hashable]]
 
 
 @dataclass(frozen=True)
+class Meaning:
+    """What the integers in a tensor stand for, so that a look-up by them need not freeze the axis looked up.
+
+    Args:
+        kind: "choice": positions of `axis`, as top-k gives them. "order": how sorting by a choice reorders `source`
+            into `sorted`; "row order": the same, but counting only the rows of `source`; "inverse": the way back.
+            "offsets": where in `sorted` the positions of `axis` begin, as cumulative counts of a choice.
+        axis: the axis chosen from.
+        sorted: the axis in sorted order.
+        source: the axis before sorting.
+    """
+
+    kind: str
+    axis: Term
+    sorted: Term | None = None
+    source: Term | None = None
+
+
+@dataclass(frozen=True)
 class Abstract:
     """A tensor of which only the axes are known.
 
@@ -21,11 +40,13 @@ class Abstract:
         axes: one term per axis.
         constant: the value, where it does not depend on parameters or inputs.
         fill: all elements are equal, so that any reordering leaves it as it is: each use gets axes of its own.
+        meaning: what its integers stand for, if they are positions of an axis that may move.
     """
 
     axes: tuple[Term, ...]
     constant: Tensor | None = None
     fill: bool = False
+    meaning: Meaning | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -25,13 +25,18 @@ class Kind(Enum):
 
 
 class Term:
-    """`size` positions; `why` is set on a frozen leaf; `views` are the reshapes that split this factor off."""
+    """`size` positions, and what has been learnt about them.
 
-    __slots__ = ("_link", "kids", "kind", "size", "views", "why")
+    `why` is set on a frozen leaf. `views` are the reshapes that split this factor off. `chooses` are axes of which each
+    position here has picked one position, as the top-k axis of a router does of the experts.
+    """
+
+    __slots__ = ("_link", "chooses", "kids", "kind", "size", "views", "why")
 
     def __init__(self, size: int, kind: Kind = Kind.LEAF, kids: Sequence[Term] = (), why: str | None = None) -> None:
         self.size, self.kind, self.kids, self.why = size, kind, list(kids), why
         self.views: set[tuple[str, int]] = set()
+        self.chooses: list[Term] = []
         self._link: Term | None = None
 
     def root(self) -> Term:
@@ -51,6 +56,7 @@ class Term:
         """Let `other` stand for this node from now on."""
         if self is not other:
             other.views |= self.views
+            other.chooses += self.chooses
             self._link, self.kids = other, []
 
     def __repr__(self) -> str:

@@ -130,6 +130,8 @@ class Call:
     def _use(self, value: Abstract | Blocks) -> Abstract:
         if isinstance(value, Blocks):
             return value.collapse()
+        if value.meaning is not None:
+            self.freeze([value.meaning.axis], "the number of a position is used")
         return Abstract(tuple(leaf(size) for size in value.shape), value.constant) if value.fill else value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from onebasin.symmetry.abstract import Abstract, Blocks, Record
 from onebasin.symmetry.axes import Term, freeze, leaf
 from onebasin.symmetry.call import Call, Context, Cuts, Value, flat, schema_arguments
 from onebasin.symmetry.export import Exported, location
+from onebasin.symmetry.rules import routing
 
 # Two runs were enough for every model seen; each run can only add cuts at new offsets, so this bound is never felt.
 MAX_RUNS = 16
@@ -111,7 +112,7 @@ class _Walk:
         if isinstance(value, Blocks):
             value = value.collapse()
         if isinstance(value, Abstract):
-            for term in value.axes:
+            for term in (*value.axes, *([value.meaning.axis] if value.meaning else [])):
                 freeze(term, "model output")
 
     def _step(self, node: fx.Node, env: dict[fx.Node, Value], module: torch.nn.Module) -> None:
@@ -151,14 +152,17 @@ class _Walk:
         if folded is not None:
             return folded
         if rule is None:
-            self.context.unknown.setdefault(f"{call.name} at {location(call.node)}", call.node)
-            return call.frozen("no rule for this operator")
-        result = rule(call)
+            rule = self._no_rule
+        result = _with_meaning(call, rule)
         shapes = [value.shape for value in flat(result) if isinstance(value, (Abstract, Blocks))]
         assert shapes == call.shapes, f"{call.where}: the rule gives {shapes}, the operator {call.shapes}"
         if isinstance(result, Abstract) and result.fill and _written_to(call.node):
             return Abstract(result.axes)
         return result
+
+    def _no_rule(self, call: Call) -> Value:
+        self.context.unknown.setdefault(f"{call.name} at {location(call.node)}", call.node)
+        return call.frozen("no rule for this operator")
 
     def _region(self, inner: fx.GraphModule, arguments: Mapping[str, Value]) -> Value:
         """Interpret a sub-graph, such as what runs under torch.no_grad, with the operands of the call."""
@@ -175,6 +179,19 @@ class _Walk:
             else:
                 self._step(node, env, inner)
         raise AssertionError("a graph without an output")
+
+
+def _with_meaning(call: Call, rule: rules.Rule) -> Value:
+    """Follow a rule; where integers are positions of an axis, keep track of that for as long as it can be."""
+    first, given = next(iter(call.arguments.items()), ("", None))
+    if call.name in routing.AWARE and any(isinstance(v, Abstract) and v.meaning for v in flat(call.arguments)):
+        found = routing.AWARE[call.name](call)
+        if found is not None:
+            return found
+    elif isinstance(given, Abstract) and given.meaning is not None and call.name in routing.PASSING:
+        plain = replace(call, arguments={**call.arguments, first: replace(given, meaning=None)})
+        return replace(rule(plain), meaning=given.meaning)
+    return rule(call)
 
 
 def _known(value: Tensor, shape: tuple[int, ...], why: str, node: fx.Node) -> Abstract:

@@ -101,12 +101,18 @@ def _copies(term: Term) -> Counts:
     """Count for every leaf how many copies of it index each position of `term`."""
     node = term.root()
     if node.kind is Kind.LEAF:
-        return {id(node): 1} if node.size > 1 else {}
+        return dict.fromkeys(_names(node), 1)
     kids = [_copies(kid) for kid in node.kids if kid.size > 0]
     if node.kind is Kind.PRODUCT:
         return _added(kids)
     names = {name for kid in kids for name in kid}
     return {name: _common(kid.get(name, 0) for kid in kids) for name in names}
+
+
+def _names(leaf: Term) -> list[int]:
+    """Return the names under which a leaf indexes a tensor: its own, and those of axes it has chosen from."""
+    chosen = [id(term.root()) for term in leaf.chooses if term.root().kind is Kind.LEAF]
+    return [id(leaf), *chosen] if leaf.size > 1 else chosen
 
 
 def _added(counts: Iterable[Counts]) -> Counts:
@@ -144,4 +150,4 @@ def _shared_wherever(operations: Iterable[Operation], child: int, parent: int) -
 
 
 def _labels_of(operands: Iterable[Sequence[tuple[Term, Hashable]]], name: int) -> set[Hashable]:
-    return {label for row in operands for term, label in row if any(id(leaf) == name for leaf in leaves(term))}
+    return {label for row in operands for term, label in row if any(name in _names(leaf) for leaf in leaves(term))}

@@ -21,6 +21,7 @@ from onebasin.symmetry.rules import (
     pointwise,
     recurrent,
     reductions,
+    routing,
     sources,
     spatial,
     sums,
@@ -42,8 +43,8 @@ _TABLE: dict[Rule, str] = {
         mean sum nansum prod amax amin aminmax any all var std var_mean std_mean logsumexp norm linalg_vector_norm
         count_nonzero""",
     reductions.extreme: "max min",
-    reductions.choose: "argmax argmin",
-    reductions.ordered: "topk sort argsort",
+    routing.chosen: "argmax argmin topk sort argsort",
+    routing.grouped_matmul: "_grouped_mm transformers::grouped_mm_fallback",
     contractions.linear: "linear",
     contractions.matmul: "matmul mm bmm mv dot vdot inner",
     contractions.matmul_add: "addmm baddbmm addmv",
@@ -103,7 +104,9 @@ _TABLE: dict[Rule, str] = {
     recurrent.recurrent: "lstm gru rnn_tanh rnn_relu",
 }
 
-RULES: dict[str, Rule] = {f"aten::{name}": rule for rule, names in _TABLE.items() for name in names.split()}
+RULES: dict[str, Rule] = {
+    name if "::" in name else f"aten::{name}": rule for rule, names in _TABLE.items() for name in names.split()
+}
 
 
 def rule(name: str) -> Callable[[Rule], Rule]:

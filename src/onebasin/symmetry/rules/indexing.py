@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from onebasin.symmetry.abstract import Abstract
 from onebasin.symmetry.axes import Term, leaf
 from onebasin.symmetry.call import Call, Value
+from onebasin.symmetry.rules.routing import look_up
 from onebasin.symmetry.rules.sums import pieces
 
 WHY = "looked up by number"
@@ -20,6 +23,10 @@ def index(call: Call) -> Value:
         sizes = _constant_run(chosen, call["self"].shape[dim])
         if sizes is not None:
             return pieces(call, dim, sizes)[1]
+        looked = look_up(call, call.tensor("self").axes[dim], chosen)
+        if looked is not None:
+            axes = call.tensor("self").axes
+            return Abstract((*axes[:dim], *looked, *axes[dim + 1 :]))
     x = call.tensor("self")
     call.freeze((x.axes[dim] for dim in given), WHY)
     looked = _broadcast(call, [call._use(value) for value in given.values()])
@@ -32,17 +39,20 @@ def index(call: Call) -> Value:
 
 def index_select(call: Call) -> Value:
     """Positions of `dim` chosen by a vector."""
-    x, chosen = call.tensor("self"), call.tensor("index")
+    x, chosen = call.tensor("self"), call["index"]
     dim = call.dim(len(x.axes))
-    call.freeze([x.axes[dim]], WHY)
-    return Abstract((*x.axes[:dim], *(chosen.axes or (leaf(1),)), *x.axes[dim + 1 :]))
+    looked = look_up(call, x.axes[dim], chosen)
+    if looked is None:
+        call.freeze([x.axes[dim]], WHY)
+        looked = call.tensor("index").axes or (leaf(1),)
+    return Abstract((*x.axes[:dim], *looked, *x.axes[dim + 1 :]))
 
 
 def gather(call: Call) -> Value:
     """gather(dim, index): other axes of index and input meet where they are equally long."""
-    x, chosen = call.tensor("self"), call.tensor("index")
+    x = call.tensor("self")
     dim = call.dim(len(x.axes))
-    call.freeze([x.axes[dim], chosen.axes[dim]], WHY)
+    chosen = _chosen_along(call, x.axes[dim])
     return Abstract(_meet(call, x, chosen, dim))
 
 
@@ -50,15 +60,22 @@ def scatter(call: Call) -> Value:
     """scatter, scatter_add, scatter_reduce, index_add, index_copy, index_fill: the result looks like the input."""
     x = call.tensor("self")
     dim = call.dim(len(x.axes))
-    call.freeze([x.axes[dim]], WHY)
-    others = [call.optional(key) for key in ("src", "source", "index")]
+    others = [_chosen_along(call, x.axes[dim]), *(call.optional(key) for key in ("src", "source"))]
     for other in (value for value in others if value is not None):
         if len(other.axes) == len(x.axes):
-            call.freeze([other.axes[dim]], WHY)
             _meet(call, x, other, dim)
         else:
             call.freeze(other.axes, WHY)
     return Abstract(x.axes)
+
+
+def _chosen_along(call: Call, term: Term) -> Abstract:
+    """Return the index of a gather or scatter along `term`, which stays free if the index chose from it."""
+    chosen = call["index"]
+    if look_up(call, term, chosen) is not None:
+        return replace(chosen, meaning=None)
+    call.freeze([term], WHY)
+    return call.tensor("index")
 
 
 def index_put(call: Call) -> Value:
@@ -76,9 +93,11 @@ def index_put(call: Call) -> Value:
 
 
 def one_hot(call: Call) -> Value:
-    """A new axis of classes, in their order."""
-    x = call.tensor("self")
-    return Abstract((*x.axes, call.fixed(call.shape[-1], WHY)))
+    """A new axis of classes: the axis chosen from, if that is known."""
+    given = call["self"]
+    if given.meaning is not None and given.meaning.kind == "choice" and call.shape[-1] == given.meaning.axis.size:
+        return Abstract((*given.axes, given.meaning.axis))
+    return Abstract((*call.tensor("self").axes, call.fixed(call.shape[-1], WHY)))
 
 
 def _constant_run(value: Value, size: int) -> list[int] | None:

@@ -1,4 +1,4 @@
-"""Operations that sum an axis away, or pick from it."""
+"""Operations that sum an axis away."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from onebasin.symmetry.abstract import Abstract
 from onebasin.symmetry.axes import Term, leaf
 from onebasin.symmetry.call import Call, Value
 from onebasin.symmetry.rules.pointwise import pointwise
+from onebasin.symmetry.rules.routing import chosen
 
 
 def reduce(call: Call) -> Value:
@@ -24,25 +25,8 @@ def extreme(call: Call) -> Value:
     if "other" in call.arguments:
         return pointwise(call)
     if len(call.shapes) == 2 and _uses(call.node, 1):
-        return choose(call)
+        return chosen(call)
     return reduce(call)
-
-
-def choose(call: Call) -> Value:
-    """argmax, argmin: the number of the position is the result."""
-    x = call.tensor("self")
-    dims = _dims(call, len(x.axes))
-    call.freeze((x.axes[dim] for dim in dims), "the number of a position on this axis is used")
-    return _as_returned(call, Abstract(_without(x.axes, dims, bool(call.get("keepdim")))))
-
-
-def ordered(call: Call) -> Value:
-    """topk, sort, argsort: results stand in an order of their own."""
-    x = call.tensor("self")
-    dim = call.dim(len(x.axes))
-    call.freeze([x.axes[dim]], "sorted or selected by value")
-    fresh = call.fixed(call.shape[dim] if call.shape else 1, "sorted or selected by value")
-    return _as_returned(call, Abstract((*x.axes[:dim], fresh, *x.axes[dim + 1 :]) if x.axes else ()))
 
 
 def _dims(call: Call, rank: int) -> list[int]:
