@@ -1,14 +1,14 @@
-"""torchvision's own networks, with random weights: the number of groups, and with log10 of the order their sizes too."""
+"""torchvision's own networks, with random weights: the number of groups, and through log10 of the order their sizes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from zoo.shim import torchvision_models
+from torchvision_shim import torchvision_models
 
 from onebasin.symmetry.discover import permutation_spec
 
-# name -> number of groups, log10 of the order of the whole group (sum of log10 n!), rounded.
+# name -> number of groups, log10 of the order of the whole group (sum of log10 n!), to one unit.
 QUICK = {
     "resnet18": (12, 5934),
     "mobilenet_v2": (25, 21116),
@@ -32,4 +32,4 @@ def test_groups(name: str) -> None:
         torch.manual_seed(0)
         model = models.get_model(name, weights=None, num_classes=7, **settings).eval()
     spec = permutation_spec(model, (torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)),))
-    assert (len(spec.sizes), round(spec.log10_symmetries())) == (QUICK | BIG)[name]
+    assert (len(spec.sizes), spec.log10_symmetries()) == pytest.approx((QUICK | BIG)[name], abs=0.9)
