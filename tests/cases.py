@@ -179,6 +179,7 @@ TOYS = [
     Case("dead_parameters", wiring.DeadParameters, real(5, 3), (7,)),
     Case("glu", wiring.GLU, real(5, 3), (7, 11)),
     Case("cut_and_join", wiring.CutAndJoin, real(5, 3), (5, 2, 4, 5, 2, 2)),
+    Case("in_place", wiring.InPlace, real(5, 3), (3, 6, 2)),
     Case("stack_and_select", wiring.StackAndSelect, real(4, 3), (7, 5)),
     Case("tied_transform", wiring.TiedTransform, real(5, 3), (7,)),
     Case("tied_embedding", wiring.TiedEmbedding, tokens(2, 5), (7, 11)),

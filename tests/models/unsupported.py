@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -54,13 +56,25 @@ def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-class CustomOp(nn.Module):
-    """7 hidden units pass through an unknown operator, 5 others do not."""
+@torch.library.custom_op("onebasin_tests::ramp", mutates_args=())
+def ramp(x: Tensor) -> Tensor:
+    """An operator that treats every unit differently, whatever a rule may claim."""
+    return x * torch.arange(x.shape[-1], dtype=x.dtype)
 
-    def __init__(self) -> None:
+
+@ramp.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class CustomOp(nn.Module):
+    """7 hidden units pass through an operator without a rule, 5 others do not."""
+
+    def __init__(self, operator: Callable[[Tensor], Tensor] = twice) -> None:
         super().__init__()
         self.fc1, self.fc2, self.fc3 = nn.Linear(3, 7), nn.Linear(7, 5), nn.Linear(5, 2)
+        self.operator = operator
 
     def forward(self, x: Tensor) -> Tensor:
-        x = twice(self.fc1(x))
+        x = self.operator(self.fc1(x))
         return self.fc3(torch.relu(self.fc2(x)))

@@ -50,6 +50,20 @@ class CutAndJoin(nn.Module):
         return self.fc3(torch.relu(joined).narrow(1, 0, 13))
 
 
+class InPlace(nn.Module):
+    """Writes into parts of a hidden layer: 3 units are doubled, 2 shifted through a view, all squared in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(3, 11), nn.Linear(11, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.fc1(x))
+        x[:, :3] *= 2
+        x.t()[9:].add_(1)
+        return self.fc2(x.pow_(2))
+
+
 class StackAndSelect(nn.Module):
     """Two projections stacked, reduced over the stack, one of them selected again."""
 
