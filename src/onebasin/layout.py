@@ -1,8 +1,9 @@
-"""How the positions of one tensor axis are made up of units: a tree of leaves, sums and products.
+"""How the positions of one tensor axis are made up of units: a tree of leaves, sums, products and interleavings.
 
 A `Leaf` is a run of positions that one permutation group moves (or that nothing moves: `group=None`, and `why`).
-A `Sum` is a concatenation of parts. A `Product` is a row-major grid of parts, as a flattened (channel, row, column).
-`("fc1", None)` in a hand-written spec is the layout `Leaf(512, "fc1")`, `Leaf(784)` of a 512 x 784 weight.
+A `Sum` is a concatenation of parts; an `Interleave` takes one position of each part in turn. A `Product` is a row-major
+grid of parts, as a flattened (channel, row, column). `("fc1", None)` in a hand-written spec is the layout
+`Leaf(512, "fc1")`, `Leaf(784)` of a 512 x 784 weight.
 """
 
 from __future__ import annotations
@@ -59,7 +60,22 @@ class Product:
         return "(" + " x ".join(map(str, self.parts)) + ")"
 
 
-Axis = Leaf | Sum | Product
+@dataclass(frozen=True)
+class Interleave:
+    """One position of each of `parts` in turn (a0 b0 a1 b1 ...), as a channel shuffle leaves them."""
+
+    parts: tuple[Axis, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of positions."""
+        return sum(part.size for part in self.parts)
+
+    def __str__(self) -> str:
+        return "(" + " | ".join(map(str, self.parts)) + ")"
+
+
+Axis = Leaf | Sum | Product | Interleave
 Axes = tuple[Axis, ...]
 
 
@@ -77,7 +93,7 @@ def frozen_positions(axis: Axis) -> int:
     if isinstance(axis, Leaf):
         return axis.size if axis.group is None else 0
     counts = [frozen_positions(part) for part in axis.parts]
-    return sum(counts) if isinstance(axis, Sum) else math.prod(counts)
+    return math.prod(counts) if isinstance(axis, Product) else sum(counts)
 
 
 def renamed(axis: Axis, names: dict[str, str]) -> Axis:
@@ -108,12 +124,19 @@ def _blocks(view: Tensor, axes: list[Axis], dim: int) -> Iterator[tuple[Tensor, 
         sizes = [part.size for part in axis.parts]
         yield from _blocks(view.unflatten(dim, sizes), [*before, *axis.parts, *after], dim)
         return
-    for part, piece in zip(axis.parts, view.split([part.size for part in axis.parts], dim), strict=True):
+    for part, piece in zip(axis.parts, _pieces(view, axis, dim), strict=True):
         yield from _blocks(piece, [*before, part, *after], dim)
 
 
+def _pieces(view: Tensor, axis: Sum | Interleave, dim: int) -> list[Tensor]:
+    if isinstance(axis, Sum):
+        return list(view.split([part.size for part in axis.parts], dim))
+    every = [slice(None)] * dim
+    return [view[(*every, slice(start, None, len(axis.parts)))] for start in range(len(axis.parts))]
+
+
 def to_json(axis: Axis) -> Any:
-    """Turn `axis` into plain JSON: `{"group", "size"}`, `{"size", "why"}`, `{"sum": [...]}` or `{"product": [...]}`."""
+    """Turn `axis` into plain JSON: `{"group", "size"}`, `{"size", "why"}`, `{"sum": [...]}`, ...."""
     if isinstance(axis, Leaf):
         if axis.group is not None:
             return {"group": axis.group, "size": axis.size}
@@ -132,8 +155,10 @@ def from_json(data: Any) -> Axis:
             return Sum(tuple(from_json(part) for part in parts))
         case {"product": [*parts], **rest} if not rest and parts:
             return Product(tuple(from_json(part) for part in parts))
+        case {"interleave": [*parts], **rest} if not rest and parts:
+            return Interleave(tuple(from_json(part) for part in parts))
     raise SpecError(
         f"an axis reads {data!r}",
-        'one of {"group", "size"}, {"size", "why"}, {"sum": [...]}, {"product": [...]}',
+        'one of {"group", "size"}, {"size", "why"}, {"sum": [...]}, {"product": [...]}, {"interleave": [...]}',
         "write the spec with PermutationSpec.to_json",
     )

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onebasin import layout
 from onebasin.errors import SpecError, listing
-from onebasin.layout import Axes, Axis, Leaf, Product
+from onebasin.layout import Axes, Axis, Interleave, Leaf, Product, Sum
 from onebasin.params import Params, check_shapes, map_tensors
 from onebasin.spec import PermutationSpec
 
@@ -125,10 +124,14 @@ class Permutation:
                 return position
             parents = self.spec.parents.get(axis.group, ())
             return self.indices[axis.group][(*(env[parent] for parent in parents), position)]
-        olds = [(size, mask, self._old(part, inner, env)) for part, size, mask, inner in _parts(axis, position)]
         total = torch.zeros_like(position)
-        for size, mask, old in olds:
-            total = total * size + old if isinstance(axis, Product) else torch.where(mask, old + size, total)
+        for part, number, mask, inner in _parts(axis, position):
+            old = self._old(part, inner, env)
+            if isinstance(axis, Product):
+                total = total * number + old
+            else:
+                turns = len(axis.parts) if isinstance(axis, Interleave) else 1
+                total = torch.where(mask, old * turns + number, total)
         return total
 
     def fixed_share(self) -> dict[str, float]:
@@ -180,14 +183,17 @@ def _rows(spec: PermutationSpec, name: str, indices: Mapping[str, Tensor]) -> tu
     return tuple(indices[p][(*(units[q] for q in spec.parents.get(p, ())), units[p])] for p in parents) or (...,)  # type: ignore[return-value]
 
 
-def _parts(axis: layout.Sum | Product, position: Tensor) -> list[tuple[Axis, int, Tensor, Tensor]]:
-    """Return (part, number, mask, inner position) of every part; number = size of a factor, start of a summand."""
+def _parts(axis: Sum | Product | Interleave, position: Tensor) -> list[tuple[Axis, int, Tensor, Tensor]]:
+    """Return (part, number, mask, inner position) of every part; number = size of a factor, or first position."""
     rows, rest = [], position
     start, stride = 0, axis.size
     for part in axis.parts:
         if isinstance(axis, Product):
             stride //= max(part.size, 1)
             rows.append((part, part.size, torch.ones_like(position, dtype=torch.bool), (rest // stride) % part.size))
+        elif isinstance(axis, Interleave):
+            turns, turn = len(axis.parts), len(rows)
+            rows.append((part, turn, position % turns == turn, (position // turns).clamp(max=max(part.size - 1, 0))))
         else:
             mask = (position >= start) & (position < start + part.size)
             rows.append((part, start, mask, (position - start).clamp(0, max(part.size - 1, 0))))

@@ -1,8 +1,9 @@
 """Axis terms: what is known about the positions of an axis while a model is interpreted. No torch.
 
-A term is a leaf, a sum (concatenation) or a product (row-major grid) of terms. Terms live in a union-find structure and
-are refined in place: a leaf that turns out to be a concatenation becomes a sum, and every tensor that uses it sees so.
-In the end each free leaf is a permutation group; a frozen one keeps the first reason it was given.
+A term is a leaf, a sum (concatenation), a product (row-major grid) or an interleaving (a0 b0 a1 b1 ...) of terms. Terms
+live in a union-find structure and are refined in place: a leaf that turns out to be a concatenation becomes a sum, and
+every tensor that uses it sees so. In the end each free leaf is a permutation group; a frozen one keeps the first reason
+it was given.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Kind(Enum):
     LEAF = auto()
     SUM = auto()
     PRODUCT = auto()
+    INTERLEAVE = auto()
 
 
 class Term:
@@ -63,7 +65,8 @@ class Term:
         node = self.root()
         if node.kind is Kind.LEAF:
             return f"{node.size}" + ("!" if node.why else "")
-        return "(" + (" + " if node.kind is Kind.SUM else " x ").join(map(repr, node.kids)) + ")"
+        sign = {Kind.SUM: " + ", Kind.PRODUCT: " x ", Kind.INTERLEAVE: " | "}[node.kind]
+        return "(" + sign.join(map(repr, node.kids)) + ")"
 
 
 def leaf(size: int, why: str | None = None) -> Term:
@@ -107,6 +110,16 @@ def concat(terms: Iterable[Term]) -> Term:
     return Term(sum(kid.size for kid in kids), Kind.SUM, kids) if kids else leaf(0)
 
 
+def interleave(terms: Sequence[Term]) -> Term:
+    """Return the axis that takes one position of each term in turn; the first may be one longer than the last."""
+    kids = [term.root() for term in terms if term.size]
+    if len(kids) == 1:
+        return kids[0]
+    if all(kid.size == 1 for kid in kids):
+        return concat(kids)
+    return Term(sum(kid.size for kid in kids), Kind.INTERLEAVE, kids)
+
+
 def leaves(term: Term) -> Iterator[Term]:
     """Yield the leaves of `term` from left to right."""
     node = term.root()
@@ -135,6 +148,8 @@ def split_sum(term: Term, sizes: Sequence[int]) -> list[Term]:
         node.become(Kind.SUM, found)
     elif node.kind is Kind.SUM:
         found = _cut_sum(node, wanted)
+    elif node.kind is Kind.INTERLEAVE:
+        found = _cut_interleaved(node, wanted)
     else:
         found = _cut_product(node, wanted)
     pieces = iter(found)
@@ -155,6 +170,8 @@ def split_product(term: Term, outer: int, inner: int) -> tuple[Term, Term]:
         return pair
     if node.kind is Kind.SUM:
         return _grid_of_sum(node, outer, inner)
+    if node.kind is Kind.INTERLEAVE:
+        return split_product(_even(node), outer, inner)
     return _regroup(node, outer, inner)
 
 
@@ -179,6 +196,8 @@ def unify(one: Term, other: Term) -> Term:
         if a.why:
             freeze(b, a.why)
         a.link(b)
+    elif Kind.INTERLEAVE in (a.kind, b.kind):
+        _unify_interleaved(a, b)
     elif a.kind is not b.kind:
         _unify_product_with_sum(*((a, b) if a.kind is Kind.PRODUCT else (b, a)))
     elif a.kind is Kind.SUM:
@@ -215,6 +234,45 @@ def _cut_product(node: Term, sizes: Sequence[int]) -> list[Term]:
         return [leaf(size, why) for size in sizes]
     freeze(first, why)
     return _cut_sum(Term(node.size, Kind.SUM, [inner] * first.size), sizes)
+
+
+def _cut_interleaved(node: Term, sizes: Sequence[int]) -> list[Term]:
+    """Cut in turn: after `size` positions the next one belongs to the kid that follows."""
+    kids, found = list(node.kids), []
+    for size in sizes:
+        turns = len(kids)
+        taken = [(size - number + turns - 1) // turns for number in range(turns)]
+        halves = [split_sum(kid, [count, kid.size - count]) for kid, count in zip(kids, taken, strict=True)]
+        found.append(interleave([head for head, _ in halves]))
+        rest = [tail for _, tail in halves]
+        kids = rest[size % turns :] + rest[: size % turns]
+    return found
+
+
+def _even(node: Term) -> Term:
+    """Give up the difference between interleaved kids: a grid of equal columns, or frozen if lengths differ."""
+    first, *others = node.kids
+    if any(kid.size != first.size for kid in others):
+        freeze(node, "interleaved parts of different length")
+        return leaf(node.size, "interleaved parts of different length")
+    for kid in others:
+        unify(first, kid)
+    node.become(Kind.PRODUCT, [first, leaf(len(others) + 1, "columns of a grid")])
+    return node
+
+
+def _unify_interleaved(a: Term, b: Term) -> None:
+    if a.kind is b.kind and [kid.size for kid in a.kids] == [kid.size for kid in b.kids]:
+        for left, right in zip(a.kids, b.kids, strict=True):
+            unify(left, right)
+        return
+    grids = [_even(node) if node.kind is Kind.INTERLEAVE else node for node in (a, b)]
+    for grid, node in zip(grids, (a, b), strict=True):
+        if grid is not node:
+            freeze(grids[0], "interleaved parts of different length")
+            freeze(grids[1], "interleaved parts of different length")
+            return
+    unify(*grids)
 
 
 def _grid_of_sum(node: Term, outer: int, inner: int) -> tuple[Term, Term]:

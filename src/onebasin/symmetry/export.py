@@ -30,6 +30,7 @@ class Exported:
         program: what torch.export returned.
         inputs: positional and keyword example inputs.
         sources: placeholder name -> qualified name of the parameter or buffer it stands for.
+        buffers: those of the qualified names that are buffers.
         constants: placeholder name -> tensor that is neither parameter, persistent buffer nor input.
         held: nodes whose values must be preserved: the chosen outputs.
     """
@@ -37,6 +38,7 @@ class Exported:
     program: ExportedProgram
     inputs: tuple[tuple[Any, ...], dict[str, Any]]
     sources: dict[str, str]
+    buffers: frozenset[str]
     constants: dict[str, Tensor]
     held: tuple[fx.Node, ...]
 
@@ -54,7 +56,6 @@ def export(model: nn.Module, example_inputs: ExampleInputs, outputs: Outputs = N
     """
     args, kwargs = _split(example_inputs)
     with evaluating(model), torch.no_grad():
-        _try_forward(model, args, kwargs)
         program = _trace(model, args, kwargs)
     return wrap(program, (args, kwargs), outputs)
 
@@ -73,7 +74,8 @@ def wrap(program: ExportedProgram, inputs: tuple[tuple[Any, ...], dict[str, Any]
             value = program.constants.get(str(spec.target))
             if isinstance(value, Tensor):
                 constants[spec.arg.name] = value
-    return Exported(program, inputs, sources, constants, _held(program, outputs))
+    buffers = frozenset(program.graph_signature.inputs_to_buffers.values())
+    return Exported(program, inputs, sources, buffers, constants, _held(program, outputs))
 
 
 def decompose(exported: Exported, ops: list[Any], outputs: Outputs) -> Exported | None:
@@ -129,29 +131,33 @@ def _split(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, An
     return tuple(example_inputs), {}
 
 
-def _try_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    try:
+        with quiet():
+            return torch.export.export(model, args, kwargs, strict=False)
+    except Exception as error:
+        _check_inputs(model, args, kwargs)
+        cause, advice = _diagnose(error)
+        raise DiscoveryError(
+            f"torch.export cannot trace {type(model).__name__}: {cause}",
+            "a forward whose operations do not depend on the values of its tensors",
+            advice,
+        ) from error
+
+
+def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tell inputs that the model rejects by itself from what only tracing cannot do."""
     try:
         model(*args, **kwargs)
     except Exception as error:
+        if any(value.is_meta for value in model.parameters()):
+            return  # without values a forward pass may fail where tracing would not
         shapes = [tuple(value.shape) if isinstance(value, Tensor) else value for value in (*args, *kwargs.values())]
         raise DiscoveryError(
             f"the model rejects its example inputs {shapes}: {type(error).__name__}: {_first_line(error)}",
             "inputs that model(*inputs) or model(**inputs) accepts",
             "correct the example inputs (batch size 2 or more)",
         ) from error
-
-
-def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    with quiet():
-        try:
-            return torch.export.export(model, args, kwargs, strict=False)
-        except Exception as error:
-            cause, advice = _diagnose(error)
-            raise DiscoveryError(
-                f"torch.export cannot trace {type(model).__name__}: {cause}",
-                "a forward whose operations do not depend on the values of its tensors",
-                advice,
-            ) from error
 
 
 # What torch.export says -> what it means, and the way out. Looked up in order; the first that fits is shown.

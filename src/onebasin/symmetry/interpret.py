@@ -96,8 +96,8 @@ class _Walk:
         name = self.exported.sources.get(node.name)
         if name is None:
             return self._constant(node, shape)
-        is_buffer = self.exported.program.graph_signature.inputs_to_buffers.get(node.name) is not None
-        why = "a buffer that is no statistic of a norm" if is_buffer and name not in self.moving_buffers else None
+        held = name in self.exported.buffers and name not in self.moving_buffers
+        why = "a buffer that is no statistic of a norm" if held else None
         self.tensors[name] = tuple(leaf(size, why) for size in shape)
         self.context.record.tensors.append(self.tensors[name])
         return Abstract(self.tensors[name])
@@ -207,7 +207,7 @@ def _known(value: Tensor, shape: tuple[int, ...], why: str, node: fx.Node) -> Ab
 def _fold(node: fx.Node, arguments: Mapping[str, Value]) -> Value | None:
     """Compute an operation on constants alone, so that its value is known to the rules that look at it."""
     out = node.meta.get("val")
-    if not isinstance(out, Tensor) or out.numel() > MAX_CONSTANT or _mutates(node) or out.device.type == "meta":
+    if not isinstance(out, Tensor) or out.numel() > MAX_CONSTANT or _mutates(node):
         return None
     values = list(flat(arguments))
     operands = [value for value in values if isinstance(value, (Abstract, Blocks))]
@@ -225,6 +225,8 @@ def _fold(node: fx.Node, arguments: Mapping[str, Value]) -> Value | None:
     schema = node.target._schema
     positional = [real(arguments[a.name]) for a in schema.arguments if not a.kwarg_only]
     keywords = {a.name: real(arguments[a.name]) for a in schema.arguments if a.kwarg_only}
+    if "device" in keywords:  # a model on the meta device still makes its constants here
+        keywords["device"] = torch.device("cpu")
     result = node.target(*positional, **keywords)  # type: ignore[operator]
     return _known(result, tuple(map(int, out.shape)), f"made in the forward pass ({location(node)})", node)
 

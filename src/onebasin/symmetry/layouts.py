@@ -7,10 +7,11 @@ the grid of 4 fixed heads x 8 units becomes the sum of 4 groups of 8.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial, reduce
 from itertools import product
 
 from onebasin import layout
-from onebasin.layout import Axes, Axis, Leaf, Product, Sum
+from onebasin.layout import Axes, Axis, Interleave, Leaf, Product, Sum
 from onebasin.symmetry.axes import Kind, Term, factors, leaves, summands
 from onebasin.symmetry.nesting import Parents
 
@@ -61,6 +62,9 @@ class Layouts:
             return Leaf(node.size, name, "" if name else node.why or "belongs to no trained tensor")
         if node.kind is Kind.SUM:
             return _joined(Sum, [self._axis(kid, at) for kid in summands(node)])
+        if node.kind is Kind.INTERLEAVE:
+            parts = [self._axis(kid, at) for kid in node.kids]
+            return Interleave(tuple(parts)) if not all(map(_is_fixed, parts)) else reduce(partial(_merged, Sum), parts)
         return self._grid_axis(factors(node), at)
 
     def _name(self, key: int, at: Mapping[int, int]) -> str | None:
@@ -98,17 +102,12 @@ def _merged(kind: type[Sum] | type[Product], one: Axis, other: Axis) -> Leaf:
 
 
 def _base_names(terms: Mapping[str, tuple[Term, ...]], trained: set[str]) -> dict[int, str]:
-    """Name each free leaf after the first layer that puts it out (axis 0), or else the first that holds it."""
+    """Name each free leaf after the first layer that holds it: as a rule the one that puts it out."""
     first: dict[int, str] = {}
-    produced: dict[int, str] = {}
     for name in (name for name in terms if name in trained):
-        for number, axis in enumerate(terms[name]):
-            for term in (term for term in leaves(axis) if not term.why):
-                layer = name.rpartition(".")[0] or name
-                first.setdefault(id(term), layer)
-                if number == 0:
-                    produced.setdefault(id(term), layer)
-    return {key: produced.get(key, layer) for key, layer in first.items()}
+        for leaf in (leaf for axis in terms[name] for leaf in leaves(axis) if not leaf.why):
+            first.setdefault(id(leaf), name.rpartition(".")[0] or name)
+    return first
 
 
 def _numbered(base: Mapping[int, str], rows: Mapping[int, Iterator[Rows]]) -> Iterator[tuple[tuple[int, Rows], str]]:

@@ -87,7 +87,7 @@ def _within(term: Term, beside: Counts) -> Iterator[tuple[int, Counts]]:
     if node.kind is Kind.LEAF:
         if node.size > 1:
             yield id(node), beside
-    elif node.kind is Kind.SUM:
+    elif node.kind is not Kind.PRODUCT:
         for kid in node.kids:
             yield from _within(kid, beside)
     else:

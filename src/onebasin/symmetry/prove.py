@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from onebasin import layout
 from onebasin.errors import ProofError, listing
-from onebasin.layout import Axis, Leaf, Product, Sum
+from onebasin.layout import Axis, Leaf
 from onebasin.params import Params
 from onebasin.permutation import Permutation
 from onebasin.spec import PermutationSpec
@@ -117,7 +117,7 @@ def frozen(spec: PermutationSpec, groups: set[str], why: str) -> PermutationSpec
     def fix(axis: Axis) -> Axis:
         if isinstance(axis, Leaf):
             return Leaf(axis.size, None, why) if axis.group in gone else axis
-        return (Sum if isinstance(axis, Sum) else Product)(tuple(fix(part) for part in axis.parts))
+        return type(axis)(tuple(fix(part) for part in axis.parts))
 
     return replace(
         spec,

@@ -21,6 +21,7 @@ from onebasin.symmetry.rules import (
     pointwise,
     recurrent,
     reductions,
+    reshape,
     routing,
     sources,
     spatial,
@@ -60,7 +61,7 @@ _TABLE: dict[Rule, str] = {
     norms.layer_norm: "layer_norm native_layer_norm rms_norm _fused_rms_norm",
     norms.group_norm: "group_norm native_group_norm",
     norms.weight_norm: "_weight_norm _weight_norm_interface",
-    views.view: """
+    reshape.view: """
         view _unsafe_view reshape _reshape_alias view_as reshape_as flatten unflatten squeeze unsqueeze ravel
         _reshape_copy atleast_1d atleast_2d atleast_3d""",
     views.permute: "permute",
