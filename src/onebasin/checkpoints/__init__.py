@@ -3,7 +3,7 @@
 from onebasin.checkpoints.documents import load_permutation, load_spec, save_text
 from onebasin.checkpoints.reading import Checkpoint, load, read
 from onebasin.checkpoints.targets import check_target, write_directory, write_file
-from onebasin.checkpoints.writing import provenance, save
+from onebasin.checkpoints.writing import provenance, save, save_into
 
 __all__ = [
     "Checkpoint",
@@ -14,6 +14,7 @@ __all__ = [
     "provenance",
     "read",
     "save",
+    "save_into",
     "save_text",
     "write_directory",
     "write_file",

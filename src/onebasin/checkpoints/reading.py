@@ -174,7 +174,7 @@ def _torch_error(file: Path, error: Exception) -> CheckpointError:
             f"{file} holds pickled objects besides tensors: {listing(names)}",
             "a state dict (name -> tensor); anything else could run code while it is read",
             f"save the weights only: {save}"
-            + ("" if whole_model else f"; or, if you trust the file, call onebasin.load under {allow}"),
+            + ("" if whole_model else f"; or, if you trust the file, call onebasin.checkpoints.load under {allow}"),
         )
     if "TorchScript" in str(error):
         return CheckpointError(

@@ -1,4 +1,7 @@
-"""Write so that nothing is lost: beside the target first, renamed when complete, never over something unasked."""
+"""Write so that nothing is lost: beside the target first, renamed when complete, never over something unasked.
+
+What is written gets the usual mode of new files: safetensors, for one, lets nobody but the owner read its files.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,11 @@ def write_file(out: str | Path, *, force: bool = False) -> Iterator[Path]:
         raise CheckpointError(f"{out} is a directory", "the name of a file", "add a file name")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(out)
+    temporary.touch()
+    mode = temporary.stat().st_mode
     try:
         yield temporary
+        temporary.chmod(mode)
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
@@ -70,8 +76,11 @@ def write_directory(out: str | Path, *, force: bool = False) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(out)
     temporary.mkdir()
+    mode = temporary.stat().st_mode
     try:
         yield temporary
+        for file in temporary.rglob("*"):
+            file.chmod(mode if file.is_dir() else mode & 0o666)
         _move_into(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -159,14 +159,22 @@ def test_an_error_in_the_block_leaves_no_file(tmp_path: Path) -> None:
     assert not list((tmp_path / "new").iterdir())
 
 
-def test_an_empty_directory_is_free_and_new_files_have_the_usual_mode(tmp_path: Path) -> None:
+def test_an_empty_directory_is_free(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with write_directory(check_target(tmp_path / "out")) as folder:
         (folder / "deep").mkdir()
         (folder / "deep" / "a.txt").write_text("a")
-    (tmp_path / "plain").mkdir()
     assert (tmp_path / "out" / "deep" / "a.txt").read_text() == "a"
-    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_written_can_be_read_by_others_as_usual(target: str, tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "plain.txt").touch()
+    save(tmp_path / target, {"x": torch.ones(3)})
+    for path in [tmp_path / target, *(tmp_path / target).glob("*")]:
+        usual = tmp_path / "plain" if path.is_dir() else tmp_path / "plain" / "plain.txt"
+        assert path.stat().st_mode == usual.stat().st_mode, path
 
 
 def test_a_file_is_no_directory_and_the_reverse(tmp_path: Path) -> None:

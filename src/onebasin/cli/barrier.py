@@ -1,0 +1,147 @@
+"""`onebasin barrier`: loss and accuracy on the way from A to B, naive and matched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import RenderableType
+from torch import nn
+
+from onebasin.analysis import Curve, Evaluation, evaluate_path
+from onebasin.checkpoints import check_target, load_permutation, write_directory
+from onebasin.cli.options import (
+    ARCHITECTURE,
+    MATCHING,
+    OUTPUT,
+    ArchitectureFlags,
+    MatchingFlags,
+    OutputFlags,
+    has_batchnorm,
+    read_for,
+)
+from onebasin.cli.resolve import guarded, load_batches, load_callable
+from onebasin.cli.run import RECORD, Run, finished, wrote
+from onebasin.cli.terminal import Outcome, note, progress_bars
+from onebasin.errors import UsageError
+from onebasin.functional import Predict
+from onebasin.matching import align
+from onebasin.params import Params
+from onebasin.progress import Progress
+from onebasin.report.record import dumps
+from onebasin.report.tables import alignment_table, barrier_legend, barrier_table
+
+FIGURE = "barrier.png"
+
+
+def barrier(
+    a: Path,
+    b: Path,
+    /,
+    *,
+    evaluate: Annotated[str, Parameter(name="--eval")],
+    permutation: Path | None = None,
+    points: int = 25,
+    batchnorm_data: str | None = None,
+    architecture: ArchitectureFlags = ARCHITECTURE,
+    matching: MatchingFlags = MATCHING,
+    output: OutputFlags = OUTPUT,
+) -> Outcome:
+    """Measure loss and accuracy on the line from A to B: with B as it is (naive) and with B aligned to A (matched).
+
+    With --out a figure and a record of the run are written into a folder; --dry-run checks everything first.
+
+    Example: onebasin barrier a.pt b.pt --model net.py:build --inputs 2x3x32x32 --eval net.py:test_loss
+
+    Args:
+        a: Weights at position 0: a .safetensors or .pt file, or a model folder.
+        b: Weights at position 1.
+        evaluate: Function of `predict`, which calls the network at one point of the line; it returns the loss in nats
+            per example, or a dict such as {"loss": 0.1, "accuracy": 0.9}.
+        permutation: Written by `onebasin align`, used in place of matching.
+        points: Number of points, ends included; an odd number has the midpoint among them.
+        batchnorm_data: Callable that returns batches of inputs; batch-norm statistics are recomputed at every point.
+        architecture: Which architecture.
+        matching: How the permutation is found.
+        output: Where the result goes.
+    """
+    if output.out is not None:
+        check_target(output.out, force=output.force)
+    batches = None if batchnorm_data is None else load_batches(batchnorm_data, "--batchnorm-data")
+    line = Line(architecture.build(), _evaluation(evaluate), points, batches)
+    spec = architecture.permutation_spec(line.model)
+    given = None if permutation is None else load_permutation(permutation, spec)
+    settings: dict[str, Any] = {"architecture": architecture, "permutation": permutation}
+    settings["matcher"] = matching if given is None else None
+    settings |= {"eval": evaluate, "points": points, "batchnorm": batchnorm_data}
+    run = Run(spec, (read_for(spec, a), read_for(spec, b)), settings, output)
+    if output.dry_run:
+        return run.plan()
+    reference, moved = (model.params for model in run.models)
+    with progress_bars() as progress:
+        found = None if given else finished(align(spec, reference, moved, matching, progress=progress))
+        chosen = given if found is None else found.permutation
+        assert chosen is not None
+        ends = {"naive": moved, "matched": chosen.apply(moved)}
+        curves = {label: line.curve(reference, end, label, progress) for label, end in ends.items()}
+    if batches is None and has_batchnorm(spec):
+        note("batch-norm statistics were interpolated; give --batchnorm-data to recompute them at every point")
+    alignment = {} if found is None else {"alignment": found.to_json()}
+    entry = run.record({label: curve.to_json() for label, curve in curves.items()} | alignment)
+    view: list[RenderableType] = [barrier_table(curves), barrier_legend()]
+    if found is not None:
+        view.append(alignment_table({str(b): found}))
+    paths = [] if output.out is None else _write(output.out, curves, entry, force=output.force)
+    return Outcome({**entry, "wrote": paths}, [*view, wrote(paths)] if paths else view, output.json)
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is measured on the way between two networks, and how."""
+
+    model: nn.Module
+    evaluate: Evaluation
+    points: int
+    batches: Iterable[Any] | None
+
+    def curve(self, a: Params, b: Params, label: str, progress: Progress) -> Curve:
+        """Measure the way from `a` to `b`; `label` is for the progress bar."""
+
+        def told(task: str, done: int, total: int) -> None:
+            progress(f"{label} {task}", done, total)
+
+        def measure() -> Curve:
+            return evaluate_path(
+                self.model, a, b, self.evaluate, self.points, batchnorm_batches=self.batches, progress=told
+            )
+
+        return guarded(measure, f"the {label} path")
+
+
+def _evaluation(name: str) -> Evaluation:
+    """Return the user's function; whatever goes wrong in it is told with its place."""
+    function, what = load_callable(name, "--eval"), f"--eval {name}"
+
+    def evaluate(predict: Predict) -> dict[str, float]:
+        result = guarded(lambda: function(predict), what)
+        named = dict(result) if isinstance(result, Mapping) else {"loss": result}
+        try:
+            return {str(key): float(value) for key, value in named.items()}
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"{what} returned {result!r:.60}", "a number, or a dict of numbers by name", "return the mean loss"
+            ) from None
+
+    return evaluate
+
+
+def _write(out: Path, curves: Mapping[str, Curve], entry: dict[str, Any], *, force: bool) -> list[Path]:
+    from onebasin.report.figures import barrier_figure  # drawing is slow to import, and not always asked for
+
+    with write_directory(out, force=force) as folder:
+        barrier_figure({"": curves}).savefig(folder / FIGURE, dpi=150)
+        (folder / RECORD).write_text(dumps(entry) + "\n", encoding="utf-8")
+    return [out / FIGURE, out / RECORD]

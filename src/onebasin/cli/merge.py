@@ -1,0 +1,69 @@
+"""`onebasin merge`: models aligned to the first one, and averaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onebasin.batchnorm import recompute_batchnorm
+from onebasin.cli.options import (
+    ARCHITECTURE,
+    MATCHING,
+    OUTPUT,
+    ArchitectureFlags,
+    MatchingFlags,
+    OutputFlags,
+    has_batchnorm,
+    read_for,
+)
+from onebasin.cli.resolve import guarded, load_batches
+from onebasin.cli.run import RECORD, Run, finished
+from onebasin.cli.terminal import Outcome, note, progress_bars
+from onebasin.errors import UsageError
+from onebasin.merging import merge as combine
+from onebasin.report.tables import alignment_table
+
+
+def merge(
+    *models: Path,
+    weights: tuple[float, ...] = (),
+    batchnorm_data: str | None = None,
+    architecture: ArchitectureFlags = ARCHITECTURE,
+    matching: MatchingFlags = MATCHING,
+    output: OutputFlags = OUTPUT,
+) -> Outcome:
+    """Align models to the first one and average them.
+
+    Begin with --dry-run, which checks everything and writes nothing. Written are the merged weights and a record of
+    the run: beside OUT if it ends in .safetensors or .pt, else into it.
+
+    Example: onebasin merge a.pt b.pt --model net.py:build --inputs 2x3x32x32 --out merged.pt
+
+    Args:
+        models: Weights of two or more models, the reference first: .safetensors or .pt files, or model folders.
+        weights: How much a model counts; give it once per model. Default: all the same.
+        batchnorm_data: Callable that returns batches of inputs, from which batch-norm statistics are recomputed.
+        architecture: Which architecture.
+        matching: How the permutations are found.
+        output: Where the result goes.
+    """
+    output.check((RECORD,))
+    if len(models) < 2:
+        raise UsageError(f"{len(models)} models to merge", "two or more", "name them all: merge A B --out MERGED")
+    batches = None if batchnorm_data is None else load_batches(batchnorm_data, "--batchnorm-data")
+    module = None if batches is None else architecture.build()
+    spec = architecture.permutation_spec(module)
+    settings = {"architecture": architecture, "matcher": matching, "weights": weights, "batchnorm": batchnorm_data}
+    run = Run(spec, [read_for(spec, path) for path in models], settings, output)
+    if output.dry_run:
+        return run.plan()
+    with progress_bars() as progress:
+        merged = combine(spec, [m.params for m in run.models], matching, weights=weights or None, progress=progress)
+        rows = {str(path): finished(found) for path, found in zip(models[1:], merged.alignments, strict=True)}
+        params = merged.params
+        if module is not None and batches is not None:
+            what = f"--batchnorm-data {batchnorm_data}"
+            params = guarded(lambda: recompute_batchnorm(module, merged.params, batches, progress), what)
+    if batches is None and has_batchnorm(spec):
+        note("batch-norm statistics were averaged; give --batchnorm-data to recompute them for the merged network")
+    results = {"alignments": {label: found.to_json() for label, found in rows.items()}}
+    return run.write(params, results, models[0], (alignment_table(rows),))

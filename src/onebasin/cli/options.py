@@ -1,0 +1,133 @@
+"""Options that several verbs share, as dataclasses: the fields are the flags, the docstrings their help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from torch import nn
+
+from onebasin.checkpoints import Checkpoint, load_spec, read
+from onebasin.cli.resolve import load_inputs, load_model
+from onebasin.cli.terminal import note
+from onebasin.cli.writing import check_targets
+from onebasin.errors import UsageError
+from onebasin.matching import WeightMatching
+from onebasin.params import Params, check_finite, check_shapes, params_of
+from onebasin.spec import STATISTICS, PermutationSpec
+from onebasin.symmetry.discover import permutation_spec
+from onebasin.symmetry.prove import prove
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Which architecture: a model with example inputs, or the spec of one.
+
+    Args:
+        model: Factory of the model, `package.module:name` or `path/to/file.py:name`, called without arguments.
+        inputs: Shape of an input, as `2x3x32x32` or `2x16:int64` or `name=2x16:int64`, once per input; or a callable
+            that returns the inputs, named like the model. Use a batch of 2 or more.
+        spec: Spec written by `onebasin inspect --out`, or by hand; with a model and inputs it is proved first.
+    """
+
+    model: str | None = None
+    inputs: tuple[str, ...] = ()
+    spec: Path | None = None
+
+    def build(self) -> nn.Module:
+        """Return the model. Raises `UsageError` without one."""
+        if self.model is None:
+            raise UsageError("no model", "--model package.module:factory", "name the factory that builds the model")
+        return load_model(self.model)
+
+    def permutation_spec(self, model: nn.Module | None = None) -> PermutationSpec:
+        """Return the proved spec: discovered, or the one that was given (proved if there is a model with inputs).
+
+        Args:
+            model: the model, if it was built already.
+        """
+        if self.spec is not None:
+            spec = load_spec(self.spec)
+            return self._proved(spec, model or self.build()) if self.model is not None and self.inputs else spec
+        if self.model is None:
+            do = "name a model with its inputs, or write a spec once with `onebasin inspect --out spec.json`"
+            raise UsageError("neither a model nor a spec", "--model with --inputs, or --spec", do)
+        inputs = load_inputs(self.inputs)
+        return permutation_spec(model or self.build(), inputs)
+
+    def _proved(self, spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
+        check_shapes(params_of(model), spec.shapes, f"--model {self.model}")
+        return replace(spec, proof=prove(model, spec, load_inputs(self.inputs)))
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the result goes.
+
+    Args:
+        dry_run: Check everything and say what would be done, but do nothing.
+        out: Where to write.
+        force: Write over what is there.
+        json: Print one JSON document on stdout instead of tables.
+    """
+
+    dry_run: bool = False
+    out: Path | None = None
+    force: bool = False
+    json: bool = False
+
+    def target(self) -> Path:
+        """Return where to write. Raises `UsageError` if that is missing."""
+        if self.out is None:
+            raise UsageError("no place to write to", "--out PATH", "name a new file or folder, or try --dry-run first")
+        return self.out
+
+    def check(self, documents: Iterable[str] = ()) -> None:
+        """Raise, before any work is done, if the weights or the `documents` beside them must not be written."""
+        if self.out is not None or not self.dry_run:
+            check_targets(self.target(), documents, force=self.force)
+
+
+# As parameters of a verb: every field is a flag of its own.
+ArchitectureFlags = Annotated[Architecture, Parameter(name="*")]
+OutputFlags = Annotated[Output, Parameter(name="*")]
+MatchingFlags = Annotated[WeightMatching, Parameter(name="*", group="Weight matching")]
+ARCHITECTURE, OUTPUT, MATCHING = Architecture(), Output(), WeightMatching()
+
+
+def read_for(spec: PermutationSpec, path: Path) -> Checkpoint:
+    """Read the weights at `path` and check that they fit `spec` and are finite; tell what was unwrapped.
+
+    Raises:
+        CheckpointError: they cannot be read.
+        ParamsError: they do not fit `spec`, or are not finite.
+    """
+    found = read(path, like=spec.tensors)
+    for text in found.notes:
+        note(f"{path}: {text}")
+    params = _with_ties(found.params, spec)
+    check_shapes(params, spec.shapes, str(path))
+    # Other buffers may hold infinities on purpose (attention masks).
+    numbers = {name for name in params if name not in spec.buffers or name.rpartition(".")[2] in STATISTICS}
+    check_finite({name: params[name] for name in params if name in numbers}, str(path))
+    return Checkpoint(path, params, found.metadata, found.notes, found.files)
+
+
+def has_batchnorm(spec: PermutationSpec) -> bool:
+    """Return whether the network has running statistics, which no average of two networks gets right."""
+    return any(name.rpartition(".")[2] == "running_var" for name in spec.tensors)
+
+
+def _with_ties(params: Params, spec: PermutationSpec) -> Params:
+    """Add tied names that a file left out because the model ties them itself."""
+    left_out = {
+        name: next(kept for kept in names if kept in params)
+        for names in spec.ties
+        if any(name in params for name in names)
+        for name in names
+        if name not in params
+    }
+    return params | {name: params[kept] for name, kept in left_out.items()}

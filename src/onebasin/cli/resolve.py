@@ -1,0 +1,172 @@
+"""From words on the command line to Python objects: factories, example inputs, evaluations."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from onebasin.errors import OneBasinError, UsageError, listing
+
+T = TypeVar("T")
+SHAPE = re.compile(r"(?:(?P<name>\w+)=)?(?P<sizes>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
+NAME_FORM = "package.module:name or path/to/file.py:name"
+SHAPE_FORM = "a shape such as 2x3x32x32, 2x16:int64 or input_ids=2x16:int64, or a callable as " + NAME_FORM
+
+
+def load_object(name: str, what: str) -> Any:
+    """Import `name`, given as `package.module:attribute` or `file.py:attribute`; `what` it is for, in messages.
+
+    Raises:
+        UsageError: the name has another form, does not import, or has no such attribute.
+    """
+    place, _, attribute = name.rpartition(":")
+    if not place or not attribute:
+        raise UsageError(f"{what} {name!r}", NAME_FORM, "name a Python object in this way")
+    module = guarded(lambda: _import(place), f"importing {place} for {what}")
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [key for key in vars(found) if not key.startswith("_")] if hasattr(found, "__dict__") else []
+            raise UsageError(
+                f"{what} {name!r}: {place} has no {part!r}", f"one of: {listing(public)}", "correct the name"
+            )
+        found = getattr(found, part)
+    return found
+
+
+def load_model(name: str) -> nn.Module:
+    """Return the model that the factory called `name` builds; an `nn.Module` object is taken as it is.
+
+    Raises:
+        UsageError: as `load_object`; or the factory raises, or returns something else.
+    """
+    factory = load_object(name, "--model")
+    model = factory if isinstance(factory, nn.Module) else guarded(_called(factory, name), f"--model {name}")
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"--model {name} returned a {type(model).__name__}",
+            "a torch.nn.Module",
+            "name a function without arguments that builds the model",
+        )
+    return model
+
+
+def load_inputs(words: Sequence[str]) -> tuple[Any, ...] | dict[str, Any]:
+    """Return example inputs: drawn for the shapes in `words`, or what the callable they name returns.
+
+    Floating-point inputs are standard normal, integers 0 or 1 (valid for any vocabulary), with a fixed seed.
+
+    Raises:
+        UsageError: a word of another form, names for some inputs only, or a callable that fails.
+    """
+    matches = [SHAPE.fullmatch(word) for word in words]
+    if len(words) == 1 and matches[0] is None and ":" in words[0]:
+        given = guarded(_called(load_object(words[0], "--inputs"), words[0]), f"--inputs {words[0]}")
+        return (
+            dict(given) if isinstance(given, Mapping) else tuple(given) if isinstance(given, tuple | list) else (given,)
+        )
+    wrong = [word for word, match in zip(words, matches, strict=True) if match is None or not _dtype(match)]
+    names = [match["name"] for match in matches if match]
+    if wrong or (any(names) and not all(names)) or not words:
+        got = f"--inputs {listing(wrong or words) or 'missing'}"
+        raise UsageError(got, SHAPE_FORM, "give one --inputs per input, all of them with a name or none")
+    generator = torch.Generator().manual_seed(0)
+    drawn = [_draw(match, generator) for match in matches if match]
+    return dict(zip(names, drawn, strict=True)) if all(names) else tuple(drawn)
+
+
+def load_callable(name: str, what: str) -> Callable[..., Any]:
+    """Return the callable called `name`.
+
+    Raises:
+        UsageError: as `load_object`; or it cannot be called.
+    """
+    found = load_object(name, what)
+    if not callable(found):
+        raise UsageError(f"{what} {name} is a {type(found).__name__}", "a function", "name a function")
+    return found
+
+
+def load_batches(name: str, what: str) -> Iterable[Any]:
+    """Return the batches that the callable (or iterable) called `name` gives, readable many times.
+
+    Raises:
+        UsageError: as `load_object`; or it fails, or gives nothing that can be iterated over.
+    """
+    found = load_object(name, what)
+    batches = guarded(_called(found, name), f"{what} {name}") if callable(found) else found
+    if not isinstance(batches, Iterable):
+        raise UsageError(
+            f"{what} {name} gives a {type(batches).__name__}", "batches of inputs", "return a list or loader"
+        )
+    # A generator is empty after one pass; a loader may be too large to keep.
+    return guarded(lambda: list(batches), f"{what} {name}") if isinstance(batches, Iterator) else batches
+
+
+def guarded(function: Callable[[], T], doing: str) -> T:
+    """Call the user's code; what it raises becomes a `UsageError` that says where, since no traceback is shown."""
+    try:
+        return function()
+    except OneBasinError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{doing} raised {type(error).__name__}: {error}{_place(error)}",
+            "code that runs",
+            "correct it, or the name given on the command line",
+        ) from error
+
+
+def _place(error: Exception) -> str:
+    """Return where in the user's code `error` came up: the deepest frame outside of torch and this package."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<frozen")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    return f" (at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+
+
+def _import(place: str) -> Any:
+    if not place.endswith(".py"):
+        _search_first(Path.cwd())  # as `python -m` does: a script in the current folder can be named
+        return importlib.import_module(place)
+    path = Path(place).resolve()
+    _search_first(path.parent)
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    if found is None or found.loader is None or not path.is_file():
+        raise FileNotFoundError(f"there is no file {place}")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[path.stem] = module  # dataclasses and pickles look their module up by name
+    found.loader.exec_module(module)
+    return module
+
+
+def _search_first(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _called(function: Any, name: str) -> Callable[[], Any]:
+    if not callable(function):
+        raise UsageError(f"{name} is a {type(function).__name__}", "a function without arguments", "name a function")
+    return lambda: function()
+
+
+def _dtype(match: re.Match[str]) -> torch.dtype | None:
+    found = getattr(torch, match["dtype"] or "float32", None)
+    return found if isinstance(found, torch.dtype) else None
+
+
+def _draw(match: re.Match[str], generator: torch.Generator) -> torch.Tensor:
+    shape, dtype = [int(size) for size in match["sizes"].split("x")], _dtype(match)
+    assert dtype is not None
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)

@@ -1,0 +1,1 @@
+"""Tables, figures and records of runs. The only place that imports a plotting library."""
