@@ -59,7 +59,7 @@ def test_the_certificate_sees_a_wrong_assignment(family: str) -> None:
     index = solve(gains).index
     swapped = index.clone()
     swapped[[3, 5]] = index[[5, 3]]
-    value, gap = _certify(gains[None], swapped[None])
+    value, gap = _certify(gains[None].double(), swapped[None])
     lost = solve(gains).value - value
     assert lost.item() > 0
     assert gap.item() >= (lost / gains.double().abs().amax(-1).sum()).item() * (1 - 1e-9)

@@ -109,7 +109,7 @@ def net(forward: Callable[[nn.Module, Tensor], Tensor], **shapes: tuple[int, ...
     return lambda: Net(forward, **shapes)
 
 
-grouped = chain(conv(1, 4), nn.Tanh(), conv(4, 4, groups=2), nn.Tanh(), conv(4, 1))
+grouped = chain(conv(1, 4), nn.Tanh(), conv(4, 2, groups=2), nn.Tanh(), conv(2, 1))
 depthwise = chain(conv(1, 3, bias=True), nn.Tanh(), conv(3, 3, 2, groups=3, bias=True), conv(3, 2))
 flattened = chain(conv(1, 3, 2, bias=True), nn.Tanh(), nn.Flatten(), linear(6, 2))
 group_norm = chain(conv(1, 4), nn.GroupNorm(2, 4, affine=False), nn.Tanh(), conv(4, 2, bias=True))
@@ -128,7 +128,7 @@ TINY = [
     Tiny("flattened map", flattened, 6, (5, 1, 3)),
     Tiny("depthwise", depthwise, 6, (5, 1, 3)),
     Tiny("tied tokens", tied_tokens, 12, ()),
-    Tiny("grouped conv", grouped, 32, (5, 1, 2), "nested", by_row="2.weight"),
+    Tiny("grouped conv", grouped, 8, (5, 1, 2), "nested", by_row="2.weight"),
     Tiny("group norm", group_norm, 8, (5, 1, 3), "nested"),
     Tiny("attention", net(attention, query=(4, 2), value=(4, 2), out=(2, 4)), 32, (3, 3, 2), "nested"),
     Tiny("stepped slices", net(every_second, enter=(4, 2), even=(2, 2), odd=(2, 2)), 4, needs="stepped"),

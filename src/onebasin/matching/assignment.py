@@ -53,33 +53,31 @@ def solve(gains: Tensor) -> Assignment:
     if gains.numel() == 0:
         zero = torch.zeros(batch, dtype=torch.float64)
         return Assignment(torch.zeros(gains.shape[:-1], dtype=torch.int64), zero, zero)
-    stack = gains.detach().cpu().reshape(-1, n, n)
-    index = torch.from_numpy(np.array([_best(matrix) for matrix in stack], dtype=np.int64).reshape(len(stack), n))
-    step = max(1, BATCH // n**2)
-    pieces = zip(stack.split(step), index.split(step), strict=True)
-    value, gap = (
-        torch.cat(parts).reshape(batch) for parts in zip(*(_certify(*piece) for piece in pieces), strict=True)
-    )
-    return Assignment(index.reshape(*batch, n), value, gap)
+    pieces = gains.detach().reshape(-1, n, n).split(max(1, BATCH // n**2))
+    index, value, gap = (torch.cat(parts) for parts in zip(*map(_solve_stack, pieces), strict=True))
+    return Assignment(index.reshape(*batch, n), value.reshape(batch), gap.reshape(batch))
 
 
-def _best(matrix: Tensor) -> np.ndarray:
-    """Return the optimal column of every row of one matrix."""
-    return linear_sum_assignment(matrix.double().numpy(), maximize=True)[1]
+def _solve_stack(gains: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best assignments of a stack of matrices, with their values and relative duality gaps."""
+    stack = gains.to("cpu", torch.float64)
+    columns = [linear_sum_assignment(matrix, maximize=True)[1] for matrix in stack.numpy()]
+    index = torch.from_numpy(np.stack(columns).astype(np.int64))
+    return index, *_certify(stack, index)
 
 
 def _certify(gains: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Return value and relative duality gap of the assignments `index` of a stack of matrices.
+    """Return value and relative duality gap of the assignments `index` of a stack of matrices in float64.
 
     With columns renumbered so that row i has column i, `loss[i, j]` is what row i loses when it takes column j. The
     assignment is optimal if and only if there are potentials with v[j] <= v[i] + loss[i, j]: shortest path lengths.
     """
-    taken = gains.double().gather(-1, index[:, None, :].expand_as(gains))
+    taken = gains.gather(-1, index[:, None, :].expand_as(gains))
     kept = taken.diagonal(dim1=-2, dim2=-1)
     loss = kept[..., None] - taken
     potential = _potentials(loss)
     short = (potential[:, None, :] - loss).amax(-1) - potential
-    scale = gains.abs().double().amax(-1).sum(-1)
+    scale = gains.abs().amax(-1).sum(-1)
     return kept.sum(-1), short.sum(-1) / scale.clamp_min(torch.finfo(torch.float64).tiny)
 
 

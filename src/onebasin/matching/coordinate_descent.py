@@ -3,57 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
-from onebasin.matching.assignment import solve
+from onebasin.matching.assignment import Assignment, solve
+from onebasin.matching.gains import Level, rows_of
+from onebasin.matching.joint import JointStep, is_chain
 from onebasin.matching.objective import Objective
+from onebasin.matching.terms import new
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
+from onebasin.spec import PermutationSpec
 
 # An improvement must exceed this share of `Objective.scale`. Values are sums of exact products in float64, so rounding
 # is a few 1e-16 of the scale; a thousand times that is still far below anything a permutation is chosen for.
 IMPROVEMENT = 1e-12
 
 
-@dataclass
-class _State:
-    """The run so far: what is kept when it is interrupted."""
+@dataclass(frozen=True)
+class CoordinateDescent:
+    """Maximise an objective over permutations, one group at a time.
 
-    permutation: Permutation
-    history: list[float]
-    certificate: Certificate
-    dirty: set[str] = field(default_factory=set)
-    steps: int = 0
-
-
-def coordinate_descent(
-    objective: Objective,
-    matcher: Matcher,
-    start: Permutation,
-    seed: int = 0,
-    max_sweeps: int = 100,
-    progress: Progress = silent,
-) -> Alignment:
-    """Maximise `objective` over permutations, one group at a time.
-
-    In every sweep all groups are visited in a fresh random order; for each, the gain matrix
-    C[i,k] (`Objective.gain`) is computed with the others fixed, and the best assignment taken.
+    In every sweep all groups are visited in a fresh random order; for each, the gain matrix C[i,k] (`Objective.gain`)
+    is computed with the others fixed, and the best assignment taken. A group and all that is nested under it are one
+    step, solved together (`JointStep`).
 
     Args:
-        objective: what to maximise.
-        matcher: the settings to note in the result.
-        start: where to begin.
         seed: of the visiting orders.
         max_sweeps: give up after so many sweeps; 100 is the default of ainsworth2023's code.
-        progress: called after every group with the number of groups solved; the total is unknown.
-
-    Returns:
-        An alignment with the objective at the start and after every sweep. An interrupt from the keyboard does not
-        raise: the best permutation so far is returned, and `stop` says so.
+        faq_steps: for a group that stands on two axes of one tensor, as in a recurrent layer: how far to look for a
+            better order than the linearised step gives; 30 is the default of scipy's implementation, 0 is off.
 
     Source: ainsworth2023, Alg. 1 (permutation coordinate descent).
     Differs: (1) An assignment is accepted only if the objective, summed in float64 over the tensors it touches, truly
@@ -61,49 +45,110 @@ def coordinate_descent(
         tolerance below their rounding. So the objective never decreases and the method ends by itself in any dtype.
         (2) A group is solved again only when a group it depends on has changed: nothing else can change its solution.
     """
-    began = time.perf_counter()
-    state = _State(start, [objective.value(start)], Certificate(), dirty=set(objective.neighbours()))
-    try:
-        stop = _run(objective, state, seed, max_sweeps, progress)
-    except KeyboardInterrupt:
-        stop = StopReason.INTERRUPTED
-        state.history.append(objective.value(state.permutation))
-    seconds = time.perf_counter() - began
-    return Alignment(state.permutation, tuple(state.history), stop, state.certificate, matcher, seconds)
+
+    seed: int = 0
+    max_sweeps: int = 100
+    faq_steps: int = 30
+
+    def maximise(
+        self, objective: Objective, start: Permutation, matcher: Matcher, progress: Progress = silent
+    ) -> Alignment:
+        """Maximise `objective` from `start` on; `matcher` is noted in the result.
+
+        `progress` is called after every group with the number of groups solved; the total is unknown. An interrupt from
+        the keyboard does not raise: the best permutation so far is returned, and `stop` says so.
+        """
+        began = time.perf_counter()
+        dependents = _dependents(objective)
+        run = _Run(objective, self.faq_steps, dependents, start, set(dependents), [objective.value(start)])
+        try:
+            stop = run.sweeps(self._orders(list(dependents)), progress)
+        except KeyboardInterrupt:
+            stop = StopReason.INTERRUPTED
+            run.history.append(objective.value(run.permutation))
+        seconds = time.perf_counter() - began
+        return Alignment(run.permutation, tuple(run.history), stop, run.certificate, matcher, seconds)
+
+    def _orders(self, names: Sequence[str]) -> Iterator[list[str]]:
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(self.max_sweeps):
+            yield [names[number] for number in torch.randperm(len(names), generator=generator).tolist()]
 
 
-def _run(objective: Objective, state: _State, seed: int, max_sweeps: int, progress: Progress) -> StopReason:
-    neighbours, least = objective.neighbours(), IMPROVEMENT * objective.scale()
-    for order in _orders(list(objective.spec.sizes), seed, max_sweeps):
-        if not state.dirty:
-            return StopReason.CONVERGED
-        for group in order:
-            if group in state.dirty:
-                improved = _step(objective, state, group, least)
-                state.dirty.discard(group)
-                state.dirty |= neighbours[group] if improved else set()
-                state.steps += 1
-                progress("matching", state.steps, 0)
-        state.history.append(objective.value(state.permutation))
-    return StopReason.MAX_SWEEPS if state.dirty else StopReason.CONVERGED
+@dataclass
+class _Run:
+    """A run so far: what is kept when it is interrupted.
+
+    Args:
+        objective: what is maximised.
+        faq_steps: see `CoordinateDescent`.
+        dependents: for each group to visit, those to be solved again when it changes.
+        permutation: the best so far.
+        dirty: groups that are still to be solved.
+        history: the objective after every sweep.
+        certificate: of all assignments so far.
+    """
+
+    objective: Objective
+    faq_steps: int
+    dependents: dict[str, set[str]]
+    permutation: Permutation
+    dirty: set[str]
+    history: list[float]
+    certificate: Certificate = field(default_factory=Certificate)
+
+    def sweeps(self, orders: Iterator[list[str]], progress: Progress) -> StopReason:
+        """Visit the groups in these orders until nothing is left to be solved."""
+        least, steps = IMPROVEMENT * self.objective.scale(), 0
+        for order in orders:
+            if not self.dirty:
+                return StopReason.CONVERGED
+            for group in order:
+                if group in self.dirty:
+                    self.dirty.discard(group)
+                    if self.step(group, least):
+                        self.dirty |= self.dependents[group]
+                    steps += 1
+                    progress("matching", steps, 0)
+            self.history.append(self.objective.value(self.permutation))
+        return StopReason.MAX_SWEEPS if self.dirty else StopReason.CONVERGED
+
+    def step(self, group: str, least: float) -> bool:
+        """Solve one group and what is nested under it; take the result, and return True, if it is better."""
+        spec, before = self.objective.spec, self.permutation
+        joint = JointStep(Level(spec), self.solve, self.faq_steps)
+        _, rows = joint(list(self.objective.terms(group)), rows_of(before), group)
+        found = {name: row.aligned([new(g) for g in (*spec.parents.get(name, ()), name)]) for name, row in rows.items()}
+        if all(torch.equal(index, before.indices[name]) for name, index in found.items()):
+            return False
+        after = replace(before, indices={**before.indices, **found})
+        if self.objective.value(after, group) - self.objective.value(before, group) <= least:
+            return False
+        self.permutation = after
+        return True
+
+    def solve(self, gains: Tensor) -> Assignment:
+        """Solve assignments, and note how sure they are."""
+        found = solve(gains)
+        worst = max([self.certificate.gap, *found.gap.flatten().tolist()])
+        self.certificate = Certificate(worst, self.certificate.assignments + found.gap.numel())
+        return found
 
 
-def _orders(names: list[str], seed: int, count: int) -> Iterator[list[str]]:
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(count):
-        yield [names[number] for number in torch.randperm(len(names), generator=generator).tolist()]
+def _dependents(objective: Objective) -> dict[str, set[str]]:
+    """Return for each group to visit those whose solution may change when its own does, and that of all under it.
+
+    The group itself is one of them if its step is not exact.
+    """
+    spec = objective.spec
+    held = list(objective.held())
+    tops = [name for name in spec.sizes if not spec.parents.get(name) and any(name in places for places in held)]
+    return {
+        top: set().union(*(_solved_again(spec, places, top, tops) for places in held if top in places)) for top in tops
+    }
 
 
-def _step(objective: Objective, state: _State, group: str, least: float) -> bool:
-    """Solve one group, and take the result if it is better. Returns whether it was."""
-    found = solve(objective.gain(state.permutation, group))
-    worst = max([state.certificate.gap, *found.gap.flatten().tolist()])
-    state.certificate = Certificate(worst, state.certificate.assignments + found.gap.numel())
-    before = state.permutation
-    if torch.equal(found.index, before.indices[group]):
-        return False
-    after = replace(before, indices={**before.indices, group: found.index})
-    if objective.value(after, group) - objective.value(before, group) <= least:
-        return False
-    state.permutation = after
-    return True
+def _solved_again(spec: PermutationSpec, places: Counter[str], top: str, tops: Sequence[str]) -> set[str]:
+    family = {top, *(name for name in places if top in spec.parents.get(name, ()))}
+    others = {name for name in tops if name in places and name != top}
+    return others if is_chain(spec, places, family) else {*others, top}

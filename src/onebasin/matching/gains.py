@@ -1,207 +1,90 @@
-"""The gain matrix of one group: how much the objective gets from putting old unit k where new unit i is.
-
-An objective is a sum of terms, one for every block of every tensor. A term is the sum over x of a[x] * b[old(x)], where
-x are positions in the new order and `old` is what the permutation says. Dimensions have names, because a term may
-carry several groups on several axes: `new` dimensions run over the new order, `old` ones over the old order. Moving a
-group replaces its old dimension of b by the new one; contracting what is left over gives gains.
-"""
+"""The gain matrix of one group: how much the objective gets from putting old unit k where new unit i is."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+import operator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from onebasin import layout
-from onebasin.layout import Axes
-from onebasin.params import compute_dtype
+from onebasin.matching.terms import Dim, Labelled, Term, new, old
 from onebasin.permutation import Permutation
 from onebasin.spec import PermutationSpec
 
-# Elements that are converted to float64 at a time when a value is summed up: 32 MB, never a whole large tensor.
-CHUNK = 1 << 22
+# Group -> index rows with named dimensions. A group that is not in it has no order yet.
+Rows = Mapping[str, Labelled]
 
 
-class Dim(NamedTuple):
-    """A named dimension: the units of `group` in the new or the old order; `place` tells apart several in one block.
+def rows_of(permutation: Permutation) -> dict[str, Labelled]:
+    """Name the dimensions of the index rows of every group: its parents and itself, in the new order."""
+    parents = permutation.spec.parents
+    return {
+        name: Labelled(index, tuple(new(group) for group in (*parents.get(name, ()), name)))
+        for name, index in permutation.indices.items()
+    }
 
-    A dimension that nothing moves has the group "" and its number as place.
+
+@dataclass(frozen=True)
+class Level:
+    """Where a gain matrix is asked for: for all pairs of a new and an old unit of the groups in `pairs` at once.
+
+    Args:
+        spec: how groups nest.
+        pairs: groups that are nested in each other, outermost first; none at the top.
     """
 
-    group: str
-    new: bool = True
-    place: int = 0
+    spec: PermutationSpec
+    pairs: tuple[str, ...] = ()
 
+    def parents(self, group: str) -> tuple[str, ...]:
+        """Return the groups `group` is nested under."""
+        return self.spec.parents.get(group, ())
 
-def new(group: str) -> Dim:
-    """Name the units of `group` in the new order."""
-    return Dim(group, True)
+    def under(self, group: str) -> Level:
+        """Return the level of what is nested under `group`."""
+        return Level(self.spec, (*self.pairs, group))
 
+    def batch(self, group: str) -> tuple[Dim, ...]:
+        """Name the dimensions along which `group` is solved separately: new units of its parents, and the pairs."""
+        outside = [new(parent) for parent in self.parents(group) if parent not in self.pairs]
+        return (*outside, *(dim for pair in self.pairs for dim in (new(pair), old(pair))))
 
-def old(group: str) -> Dim:
-    """Name the units of `group` in the old order."""
-    return Dim(group, False)
+    def settle(self, term: Term, rows: Rows, keep: Collection[str] = ()) -> Term:
+        """Move every group of `term` but the pairs and those to `keep`; one without rows is averaged over.
 
-
-@dataclass(frozen=True, eq=False)
-class Labelled:
-    """A tensor whose dimensions have names."""
-
-    values: Tensor
-    dims: tuple[Dim, ...]
-
-    def aligned(self, dims: Iterable[Dim]) -> Tensor:
-        """Return the values with one dimension per entry of `dims`, of size 1 where this tensor has none."""
-        wanted = list(dims)
-        present = [dim for dim in wanted if dim in self.dims]
-        values = self.values.permute([self.dims.index(dim) for dim in present])
-        for position, dim in enumerate(wanted):
-            if dim not in self.dims:
-                values = values.unsqueeze(position)
-        return values
-
-    def renamed(self, names: Mapping[Dim, Dim]) -> Labelled:
-        """Return the same values under other names."""
-        return Labelled(self.values, tuple(names.get(dim, dim) for dim in self.dims))
-
-    def take(self, source: Dim, index: Labelled, target: Dim) -> Labelled:
-        """Replace the dimension `source` by `target`: the element at t is the one at `index[..., t]` along `source`.
-
-        Further dimensions of `index` that this tensor has are matched, others are added. When this tensor already has
-        `target`, the diagonal is taken.
+        Parents go first: the rows of a nested group are told apart by the new units of its parents.
         """
-        if index.dims == (target,) and target not in self.dims:
-            values = self.values.index_select(self.dims.index(source), index.values)
-            return Labelled(values, self.dims).renamed({source: target})
-        added = tuple(dim for dim in index.dims if dim not in self.dims and dim != target)
-        dims, axis = added + self.dims, len(added) + self.dims.index(source)
-        if target in self.dims:
-            taken = torch.take_along_dim(self.aligned(dims), index.aligned(dims), axis).squeeze(axis)
-            return Labelled(taken, dims[:axis] + dims[axis + 1 :])
-        dims = (*dims[:axis], target, *dims[axis + 1 :])
-        values = self.values[(None,) * len(added)]
-        return Labelled(torch.take_along_dim(values, index.aligned(dims), axis), dims)
-
-
-@dataclass(frozen=True, eq=False)
-class Term:
-    """One bilinear piece of an objective: the sum of `a * b` once every old dimension has been moved."""
-
-    a: Labelled
-    b: Labelled
-
-    @cached_property
-    def unmoved(self) -> Counter[str]:
-        """Count the places at which each group still stands in the old order."""
-        return Counter(dim.group for dim in self.a.dims + self.b.dims if not dim.new)
-
-    def moved(self, group: str, index: Labelled, but: int | None = None) -> Term:
-        """Put `group` into the order that `index` gives, at all its places but one, if given."""
-        term = self
-        for dim in self._old_dims(group):
-            if dim.place != but:
-                target = Dim(group, True, dim.place)
-                row = index.renamed({new(group): target})
-                a = term.a.take(dim, row, target) if dim in term.a.dims else term.a
-                b = term.b.take(dim, row, target) if dim in term.b.dims else term.b
-                term = Term(a, b)
+        for group in sorted(term.unmoved, key=lambda name: len(self.parents(name))):
+            if group not in self.pairs and group not in keep:
+                term = term.moved(group, rows[group]) if group in rows else term.averaged(group)
         return term
 
-    def places(self, group: str) -> list[int]:
-        """Return the places at which `group` still stands in the old order."""
-        return [dim.place for dim in self._old_dims(group)]
+    def free(self, terms: Iterable[Term], rows: Rows, group: str, nested: Collection[str] = ()) -> Iterator[Term]:
+        """Yield terms in which `group`, and what is `nested` under it, is free and everything else is settled.
 
-    def _old_dims(self, group: str) -> list[Dim]:
-        return [dim for dim in self.a.dims + self.b.dims if dim.group == group and not dim.new]
+        A term that holds the group at two places is quadratic in it. It gives two linear ones, each with the group free
+        at one place and settled at the other: together the gradient.
+        """
+        for term in terms:
+            places = term.places(group)
+            for place in places:
+                alone = term
+                if len(places) > 1:
+                    alone = term.moved(group, rows[group], place) if group in rows else term.averaged(group, place)
+                # The nested groups belong to the plain place; they are free only together with that.
+                yield self.settle(alone, rows, {group, *(nested if place == 0 else ())}).freed(group, place)
 
-    def contract(self, dims: tuple[Dim, ...]) -> Tensor:
-        """Sum out every dimension that is not in `dims`."""
-        numbers = {dim: number for number, dim in enumerate(dict.fromkeys(self.a.dims + self.b.dims))}
-        wanted = [numbers[dim] for dim in dims]
-        rows = [[numbers[dim] for dim in side.dims] for side in (self.a, self.b)]
-        return torch.einsum(self.a.values, rows[0], self.b.values, rows[1], wanted)
+    def gains(self, terms: Iterable[Term], group: str, *more: Tensor) -> Tensor:
+        """Contract free terms to `Float[Tensor, "*batch n n"]` and add `more`: what old unit k is worth as new unit i.
 
-    def freed(self, group: str, place: int) -> Term:
-        """Give the plain name of `group` to its dimensions at `place`."""
-        swap = {place: 0, 0: place}
-        names = {Dim(group, side, p): Dim(group, side, q) for p, q in swap.items() for side in (True, False)}
-        return Term(self.a.renamed(names), self.b.renamed(names))
-
-    def total(self) -> float:
-        """Sum everything up in float64; every group must have been moved."""
-        dims = tuple(dict.fromkeys(self.a.dims + self.b.dims))
-        a, b = torch.broadcast_tensors(self.a.aligned(dims), self.b.aligned(dims))
-        if not dims:
-            a, b = a[None], b[None]
-        rows = max(1, CHUNK * len(a) // max(a.numel(), 1))
-        pieces = zip(a.split(rows), b.split(rows), strict=True)
-        return sum((x.double() * y.double()).sum().item() for x, y in pieces)
-
-
-def feature_terms(a: Tensor, b: Tensor, axes: Axes) -> Iterator[Term]:
-    """Yield the terms of a pair of features that are laid out as `axes`: one for every block.
-
-    Half precision is widened to float32 here, block by block, so that no copy of a whole model is made.
-    """
-    dtype = torch.promote_types(compute_dtype(a), compute_dtype(b))
-    for (x, leaves), (y, _) in zip(layout.blocks(a, axes), layout.blocks(b, axes), strict=True):
-        # The last place of a group has the plain name, since that one is the parent of nested groups (`Permutation`).
-        left = Counter(leaf.group or "" for leaf in leaves)
-        dims: list[Dim] = []
-        for leaf in leaves:
-            left[leaf.group or ""] -= 1
-            dims.append(Dim(leaf.group or "", True, left[leaf.group or ""]))
-        olds = tuple(dim if dim.group == "" else dim._replace(new=False) for dim in dims)
-        yield Term(Labelled(x.to(dtype), tuple(dims)), Labelled(y.to(x.device, dtype), olds))
-
-
-def constant_term(spec: PermutationSpec, group: str, gain: Tensor) -> Term:
-    """Return the term of a constant gain `Float[Tensor, "*parents n *parents n"]`: new units first, then old units."""
-    names = (*spec.parents.get(group, ()), group)
-    dims = tuple(new(name) for name in names) + tuple(old(name) for name in names)
-    return Term(
-        Labelled(gain.to(compute_dtype(gain)), dims), Labelled(gain.new_ones((), dtype=compute_dtype(gain)), ())
-    )
-
-
-def index_of(permutation: Permutation, group: str, device: torch.device) -> Labelled:
-    """Return the index rows of `group` with named dimensions, on `device`."""
-    names = (*permutation.spec.parents.get(group, ()), group)
-    return Labelled(permutation.indices[group].to(device), tuple(new(name) for name in names))
-
-
-def move(term: Term, permutation: Permutation, keep: Iterable[str] = ()) -> Term:
-    """Move every group of `term` that is not in `keep`, parents before children as the index rows require."""
-    kept = set(keep)
-    parents = permutation.spec.parents
-    for group in sorted(term.unmoved, key=lambda name: len(parents.get(name, ()))):
-        if group not in kept:
-            term = term.moved(group, index_of(permutation, group, term.a.values.device))
-    return term
-
-
-def gain_matrix(terms: Iterable[Term], permutation: Permutation, group: str) -> Tensor:
-    """Return `Float[Tensor, "*parents n n"]`: what old unit k is worth as new unit i, all other groups fixed.
-
-    C[i,k] = sum over the places that carry the group of unfold(F(A))_i . unfold(pi_others(F(B)))_k. The axis that is
-    solved for is never permuted, so C does not depend on the group's own index, unless it stands on two axes of
-    one block: there the objective is quadratic in it, and C is its gradient at `permutation`.
-    """
-    dims = (*(new(parent) for parent in permutation.spec.parents.get(group, ())), new(group), old(group))
-    total: Tensor | None = None
-    for term in terms:
-        index = index_of(permutation, group, term.a.values.device)
-        for place in term.places(group):
-            rest = move(term.moved(group, index, but=place), permutation, keep=[group])
-            gain = rest.freed(group, place).contract(dims)
-            total = gain if total is None else total + gain.to(total.device)
-    return torch.zeros(_gain_shape(permutation.spec, group)) if total is None else total
-
-
-def _gain_shape(spec: PermutationSpec, group: str) -> tuple[int, ...]:
-    return (*spec.index_shape(group), spec.sizes[group])
+        C[i,k] = sum over the places that carry the group of unfold(F(A))_i . unfold(pi_others(F(B)))_k. The axis that
+        is solved for is never permuted.
+        """
+        dims = (*self.batch(group), new(group), old(group))
+        parts = [*(term.contract(dims) for term in terms), *more]
+        if not parts:
+            return torch.zeros([self.spec.sizes[dim.group] for dim in dims])
+        return functools.reduce(operator.add, (part.to(parts[0].device) for part in parts))

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from onebasin.errors import ParamsError, listing
 from onebasin.layout import blocks, leaves
-from onebasin.matching import gains
-from onebasin.matching.gains import Term
+from onebasin.matching.gains import Level, rows_of
+from onebasin.matching.terms import Term, constant_term, feature_terms
 from onebasin.params import compute_dtype
 from onebasin.permutation import Permutation
 from onebasin.spec import PermutationSpec
@@ -72,22 +72,29 @@ class Objective:
 
     def value(self, permutation: Permutation, holding: str | None = None) -> float:
         """Return the objective at `permutation`, summed in float64; of the tensors that hold one group, if given."""
-        return math.fsum(gains.move(term, permutation).total() for term in self.terms(holding))
+        level, rows = Level(self.spec), rows_of(permutation)
+        return math.fsum(level.settle(term, rows).total() for term in self.terms(holding))
 
     def gain(self, permutation: Permutation, group: str) -> Tensor:
-        """Return `Float[Tensor, "*parents n n"]`, what old unit k is worth as new unit i: see `gains.gain_matrix`."""
-        return gains.gain_matrix(self.terms(group), permutation, group)
+        """Return `Float[Tensor, "*parents n n"]`: what old unit k is worth as new unit i, all other groups fixed.
+
+        C[i,k] = sum over the places that carry the group of unfold(F(A))_i . unfold(pi_others(F(B)))_k. It does not
+        depend on the group's own index, unless the group stands on two axes of one block: there the objective is
+        quadratic in it, and C is its gradient at `permutation`.
+        """
+        level, rows = Level(self.spec), rows_of(permutation)
+        return level.gains(level.free(self.terms(group), rows, group), group)
 
     def terms(self, holding: str | None = None) -> Iterator[Term]:
         """Yield the bilinear terms of the objective, or of those the ones that hold the group `holding`."""
         for feature in self.features:
             axes = self.spec.tensors[feature.name]
             if holding is None or any(leaf.group == holding for axis in axes for leaf in leaves(axis)):
-                pieces = gains.feature_terms(feature.a, feature.b, axes)
+                pieces = feature_terms(feature.a, feature.b, axes)
                 yield from (term for term in pieces if holding is None or holding in term.unmoved)
         for group, gain in self.gains.items():
             if holding is None or holding == group or holding in self.spec.parents.get(group, ()):
-                yield gains.constant_term(self.spec, group, gain)
+                yield constant_term(self.spec, group, gain)
 
     def scale(self) -> float:
         """Return a bound of the absolute value: sum of |F(A)| |F(B)| (Frobenius) and of each unit's largest gain."""
@@ -95,16 +102,8 @@ class Objective:
         rows = [gain.abs().flatten(gain.dim() // 2).amax(-1).sum().item() for gain in self.gains.values()]
         return math.fsum(a * b for a, b in zip(norms[::2], norms[1::2], strict=True)) + math.fsum(rows)
 
-    def neighbours(self) -> dict[str, set[str]]:
-        """Return for each group that occurs those its gain matrix depends on; itself if on two axes of one block."""
-        result: dict[str, set[str]] = {}
-        for places in self._places():
-            for group in places:
-                result.setdefault(group, set()).update(name for name in places if name != group or places[name] > 1)
-        return result
-
-    def _places(self) -> Iterator[Counter[str]]:
-        """Yield for every term at how many places each group stands in it."""
+    def held(self) -> Iterator[Counter[str]]:
+        """Yield for every term at how many places each group stands in it; no tensor is touched."""
         for feature in self.features:
             for _, row in blocks(feature.a, self.spec.tensors[feature.name]):
                 yield Counter(leaf.group for leaf in row if leaf.group is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onebasin.matching.alignment import Alignment
-from onebasin.matching.coordinate_descent import coordinate_descent
+from onebasin.matching.coordinate_descent import CoordinateDescent
 from onebasin.matching.objective import Feature, Objective
 from onebasin.params import Params
 from onebasin.permutation import Permutation
@@ -23,13 +23,15 @@ class WeightMatching:
     Args:
         seed: of the order in which groups are visited.
         max_sweeps: default from ainsworth2023's code.
+        faq_steps: for groups that stand on two axes of one tensor (recurrent layers); see `CoordinateDescent`.
 
     Source: ainsworth2023, section 3.2 and Alg. 1.
-    Differs: see `coordinate_descent`.
+    Differs: see `CoordinateDescent`.
     """
 
     seed: int = 0
     max_sweeps: int = 100
+    faq_steps: int = 30
 
     def objective(self, spec: PermutationSpec, params_a: Params, params_b: Params) -> Objective:
         """Return the objective with the weights themselves as features."""
@@ -44,5 +46,5 @@ class WeightMatching:
         progress: Progress = silent,
     ) -> Alignment:
         """Match by coordinate descent from `start`."""
-        objective = self.objective(spec, params_a, params_b)
-        return coordinate_descent(objective, self, start, self.seed, self.max_sweeps, progress)
+        solver = CoordinateDescent(self.seed, self.max_sweeps, self.faq_steps)
+        return solver.maximise(self.objective(spec, params_a, params_b), start, self, progress)
