@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from onebasin.errors import DiscoveryError
 from onebasin.symmetry.abstract import Abstract, Blocks, Labelled, Record
 from onebasin.symmetry.axes import Term, freeze, leaf, split_sum
 from onebasin.symmetry.export import location
@@ -51,7 +52,14 @@ class Call:
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Shapes of all tensors returned."""
-        return [tuple(map(int, value.shape)) for value in flat(self.node.meta.get("val")) if isinstance(value, Tensor)]
+        values = [value for value in flat(self.node.meta.get("val")) if isinstance(value, Tensor)]
+        if any(not isinstance(size, int) for value in values for size in value.shape):
+            raise DiscoveryError(
+                f"a tensor whose size depends on values ({self.where})",
+                "sizes that follow from the shapes of the inputs",
+                "replace the selection by a mask (torch.where), or by top-k with a fixed count",
+            )
+        return [tuple(value.shape) for value in values]
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -114,13 +114,14 @@ def quiet() -> Iterator[None]:
 
 
 def location(node: fx.Node) -> str:
-    """Return "file.py:line" of the user's code that made `node`, or "" where it is not known."""
+    """Return "file.py:line" of the user's code that made `node`; else the module that ran it; else ""."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     own = [(path, line) for path, line in frames if TORCH not in Path(path).parents]
-    if not frames:
-        return ""
-    path, line = (own or frames)[-1]
-    return "/".join(Path(path).parts[-2:]).lstrip("/") + f":{line}"
+    if own:
+        path, line = own[-1]
+        return "/".join(Path(path).parts[-2:]).lstrip("/") + f":{line}"
+    modules = [name for name, _ in (node.meta.get("nn_module_stack") or {}).values() if name]
+    return f"module {modules[-1]}" if modules else ""
 
 
 def _split(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -14,6 +14,7 @@ from onebasin.symmetry.export import Exported
 
 GraphFunction = Callable[[Mapping[str, Tensor], Iterable[Any]], list[Tensor]]
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
 
 def graph_function(exported: Exported, nodes: Iterable[fx.Node], dtype: torch.dtype | None = None) -> GraphFunction:
@@ -70,7 +71,9 @@ def _argument(
         return params[exported.sources[slot]]
     if slot in exported.constants:
         value = exported.constants[slot].detach().clone()
-        return value.to(dtype) if dtype is not None and value.dtype in FLOATS else value
+        if dtype is None or not (value.dtype in FLOATS or value.is_complex()):
+            return value
+        return value.to(COMPLEX[dtype] if value.is_complex() else dtype)
     value = next(inputs)
     return value.clone() if isinstance(value, Tensor) else value  # an in-place activation may write into it
 

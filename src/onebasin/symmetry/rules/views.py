@@ -84,6 +84,18 @@ def repeat_interleave(call: Call) -> Value:
     return Abstract(tuple(axes))
 
 
+def as_complex(call: Call) -> Value:
+    """view_as_complex: the last axis (real, imaginary) becomes one number."""
+    x = call.tensor("self")
+    call.freeze(x.axes[-1:], "real and imaginary part")
+    return Abstract(x.axes[:-1])
+
+
+def as_real(call: Call) -> Value:
+    """view_as_real: a new last axis (real, imaginary)."""
+    return Abstract((*call.tensor("self").axes, call.fixed(2, "real and imaginary part")))
+
+
 def pixel_shuffle(call: Call) -> Value:
     """(c r r, h, w) -> (c, h r, w r)."""
     x, r = call.tensor("self"), int(call["upscale_factor"])
