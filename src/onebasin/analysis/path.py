@@ -62,7 +62,7 @@ class Curve:
         Raises:
             UsageError: an unknown kind or metric, or "midpoint" for a curve with an even number of points.
         """
-        sign = -1 if metric.endswith("accuracy") else 1
+        sign = -1 if _more_is_better(metric) else 1
         values = [sign * value for value in self._values(metric)]
         ends = (values[0] + values[-1]) / 2
         if kind == "mean":
@@ -100,7 +100,8 @@ class Curve:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(map(str.rjust, row, widths)) for row in rows]
         meanings = [f"barrier ({kind}): {KIND_MEANINGS[kind]}" for kind in self._kinds()]
-        return "\n".join([f"{len(self.lams)} points", *table, *meanings])
+        drops = ["of an accuracy: how far it drops, in the same way"] * any(map(_more_is_better, self.metrics))
+        return "\n".join([f"{len(self.lams)} points", *table, *meanings, *drops])
 
     def _kinds(self) -> tuple[Kind, ...]:
         return tuple(kind for kind in KINDS if kind != "midpoint" or len(self.lams) % 2)
@@ -159,6 +160,10 @@ def evaluate_path(
             rows.append(_measured(evaluate(with_params(model, params)), lam, rows))
             progress("path", number, points)
     return Curve(lams, {name: tuple(row[name] for row in rows) for name in rows[0]})
+
+
+def _more_is_better(metric: str) -> bool:
+    return metric.endswith("accuracy")
 
 
 def _check(points: int, batches: Iterable[Any] | None) -> None:

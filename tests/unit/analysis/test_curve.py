@@ -80,3 +80,5 @@ def test_text_names_each_definition() -> None:
         assert number in text
     for meaning in ("largest minus the mean of the ends", "largest excess over the chord", "midpoint minus the mean"):
         assert meaning in text
+    assert text.endswith("of an accuracy: how far it drops, in the same way")
+    assert "accuracy" not in str(curve(loss=LOSS))
