@@ -31,6 +31,12 @@ def rolled(spec: PermutationSpec, theta: Params, group: str, but: Iterable[str] 
     return theta | {name: moved[first.get(name, name)] for name in moved}
 
 
+def spread(names: Iterable[str], most: int = 24) -> list[str]:
+    """Return `names`, or some from all along them where they are many."""
+    every = list(names)
+    return every[:: -(-len(every) // most)]
+
+
 @every_case
 def test_number_and_sizes_of_groups(case: Case) -> None:
     assert sorted(spec_of(case).sizes.values()) == sorted(case.sizes)
@@ -56,7 +62,7 @@ def test_random_elements_keep_the_function(case: Case) -> None:
 def test_every_group_alone_keeps_the_function(case: Case) -> None:
     model, inputs, spec, theta = case.model(), case.inputs(seed=1), spec_of(case), params(case, seed=2)
     expected = run(model, theta, inputs)
-    changes = {name: difference(run(model, rolled(spec, theta, name), inputs), expected) for name in spec.sizes}
+    changes = {name: difference(run(model, rolled(spec, theta, name), inputs), expected) for name in spread(spec.sizes)}
     assert {name: change for name, change in changes.items() if change > 1e-10} == {}
 
 
@@ -72,7 +78,7 @@ def one_side_only(spec: PermutationSpec, theta: Params, group: str) -> Params:
 def test_one_side_only_changes_the_function(case: Case) -> None:
     """For every group, with one of a few random parameters: ReLU units may all be off with the first ones."""
     model, inputs, spec = case.model(), case.inputs(seed=1), spec_of(case)
-    left = [name for name, group in spec.groups.items() if len({tensor for tensor, _ in group.axes}) > 1]
+    left = [name for name in spread(spec.sizes) if len({tensor for tensor, _ in spec.groups[name].axes}) > 1]
     assert left, "no group moves two tensors"
     for seed in range(2, 7):
         theta = params(case, seed)
