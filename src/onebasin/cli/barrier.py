@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import RenderableType
+from rich.text import Text
 from torch import nn
 
 from onebasin.analysis import Curve, Evaluation, evaluate_path
@@ -91,7 +92,7 @@ def barrier(
         note("batch-norm statistics were interpolated; give --batchnorm-data to recompute them at every point")
     alignment = {} if found is None else {"alignment": found.to_json()}
     entry = run.record({label: curve.to_json() for label, curve in curves.items()} | alignment)
-    view: list[RenderableType] = [barrier_table(curves), barrier_legend()]
+    view: list[RenderableType] = [barrier_table(curves), Text(barrier_legend())]
     if found is not None:
         view.append(alignment_table({str(b): found}))
     paths = [] if output.out is None else _write(output.out, curves, entry, force=output.force)

@@ -15,6 +15,9 @@ from onebasin.matching import Alignment
 from onebasin.spec import PermutationSpec
 
 MOST_ROWS = 40  # of groups one by one; beyond, like ones share a row
+COLUMNS, GAPS = 100, 10  # of a terminal, and what lies between and beside the columns of a table
+NAME = 36  # columns for the name of a group
+PLACE = re.compile(r" \(([^()]+ at [^()]+)\)")  # in a reason: "(conv2d at module conv1)"
 NO_REASON = "no reason recorded"
 
 
@@ -32,10 +35,11 @@ def group_table(spec: PermutationSpec) -> Table:
     table = _table("group", ">size", *([">times"] if shared else []), "moves tensor[axis]")
     table.caption = "a × b: b units under each of a" if spec.parents else None
     table.caption_justify = "left"
-    for names in rows.values():
-        group, size = spec.groups[names[0]], " × ".join(map(str, spec.index_shape(names[0])))
-        label = "  " * len(group.parents) + _tail(names[0], 36 - 2 * len(group.parents))
-        moves = _some([f"{tensor}[{axis}]" for tensor, axis in group.axes], 46 - 8 * shared)
+    labels = [_label(spec, names[0]) for names in rows.values()]
+    sizes = [" × ".join(map(str, spec.index_shape(names[0]))) for names in rows.values()]
+    room = COLUMNS - GAPS - max(map(len, ["group", *labels])) - max(map(len, ["size", *sizes])) - 8 * shared
+    for label, size, names in zip(labels, sizes, rows.values(), strict=True):
+        moves = _some([f"{tensor}[{axis}]" for tensor, axis in spec.groups[names[0]].axes], room)
         _add(table, label, size, *([str(len(names))] if shared else []), moves)
     return table
 
@@ -53,10 +57,19 @@ def fixed_axes(spec: PermutationSpec) -> dict[str, list[str]]:
 
 
 def fixed_table(spec: PermutationSpec) -> Table:
-    """Return one row per reason why an axis is fixed."""
+    """Return one row per reason why axes are fixed; reasons that differ only in the place share a row."""
+    places: dict[str, list[str]] = {}
+    axes: dict[str, list[str]] = {}
+    for why, names in fixed_axes(spec).items():
+        reason = PLACE.sub("", why)
+        places.setdefault(reason, []).extend(PLACE.findall(why))
+        axes.setdefault(reason, []).extend(names)
     table = _table("fixed because", "tensor[axis]")
-    for why, axes in fixed_axes(spec).items():
-        _add(table, why, _some(axes, 44))
+    for reason, names in axes.items():
+        at = ", ".join(places[reason][:1]) + (
+            f", and {len(places[reason]) - 1} more" if len(places[reason]) > 1 else ""
+        )
+        _add(table, f"{reason} ({at})" if at else reason, _some(names, 44))
     return table
 
 
@@ -73,7 +86,7 @@ def barrier_table(curves: Mapping[str, Curve]) -> Table:
 def barrier_legend() -> str:
     """Return the units and definitions that a barrier table needs."""
     kinds = "; ".join(f"{kind}: {KIND_MEANINGS[kind]}" for kind in KINDS)
-    return f"Loss in nats per example. Barrier, of an accuracy the drop:\n{kinds}."
+    return f"Loss in nats per example. Barrier, of an accuracy the drop, {kinds}."
 
 
 def alignment_table(alignments: Mapping[str, Alignment]) -> Table:
@@ -130,6 +143,12 @@ def _some(names: list[str], width: int) -> str:
             return text
     rest = f"  +{len(names) - 1}" if len(names) > 1 else ""
     return _tail(names[0], width - len(rest)) + rest
+
+
+def _label(spec: PermutationSpec, name: str) -> str:
+    """Return `name`, cut to fit, indented by the number of its parents."""
+    depth = len(spec.groups[name].parents)
+    return "  " * depth + _tail(name, NAME - 2 * depth)
 
 
 def _tail(name: str, width: int) -> str:

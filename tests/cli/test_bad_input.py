@@ -1,0 +1,262 @@
+"""Bad input: a clear error in three parts, exit status 2, no traceback, no file written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+from user import Ran, files
+
+from onebasin.checkpoints import load
+from onebasin.cli.main import main
+
+Run = Callable[[str], Ran]
+MODEL = "--model net.py:build --inputs 5x3"
+
+
+@pytest.fixture
+def refused(run: Run, folder: Path) -> Callable[..., Ran]:
+    """Return a function that runs a line, and checks that it is refused, says `words`, and writes nothing."""
+
+    def call(line: str, *words: str) -> Ran:
+        before = files(folder)
+        ran = run(line)
+        assert (ran.status, ran.stdout) == (2, ""), ran
+        assert "Traceback" not in ran.stderr
+        for word in ("error: ", "expected: ", "do this: ", *words):
+            assert word in ran.stderr
+        assert files(folder) == before
+        return ran
+
+    return call
+
+
+Refused = Callable[..., Ran]
+
+
+def change(path: Path, **tensors: torch.Tensor | None) -> None:
+    """Write the tensors of a.pt to `path`, some replaced (`_` stands for "."), or left out if None."""
+    named = {name.replace("_", "."): tensor for name, tensor in tensors.items()}
+    changed = {**load(path.parent / "a.pt"), **named}
+    torch.save({name: tensor for name, tensor in changed.items() if tensor is not None}, path)
+
+
+@pytest.mark.parametrize("verb", ["align", "merge", "barrier --eval net.py:loss"])
+def test_models_that_do_not_fit_each_other(verb: str, refused: Refused, folder: Path) -> None:
+    change(folder / "bad.pt", **{"0_weight": torch.ones(13, 3), "4_bias": None, "5_extra": torch.ones(2)})
+    words = ("1 missing: 4.bias", "1 unexpected: 5.extra", "1 misshapen: 0.weight (13, 3)", "bad.pt")
+    refused(f"{verb} a.pt bad.pt {MODEL} --out new", *words)
+    refused(f"{verb} bad.pt a.pt {MODEL} --out new", *words)
+
+
+def test_models_of_another_architecture(refused: Refused) -> None:
+    refused("align a.pt b.safetensors --model net.py:wider --inputs 5x3 --out new", "misshapen", "0.weight", "0.bias")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite(value: float, refused: Refused, folder: Path) -> None:
+    change(folder / "bad.pt", **{"2_bias": torch.full((7,), value)})
+    refused(f"align a.pt bad.pt {MODEL} --out new", "not finite", "2.bias", "bad.pt")
+
+
+def test_a_pickled_module(refused: Refused, folder: Path) -> None:
+    torch.save(nn.Linear(3, 5), folder / "bad.pt")
+    refused(f"align a.pt bad.pt {MODEL} --out new", "torch.nn.modules.linear.Linear", "model.state_dict()")
+
+
+@pytest.mark.parametrize("name", ["b.safetensors", "a.pt"])
+def test_a_truncated_file(name: str, refused: Refused, folder: Path) -> None:
+    cut = folder / f"cut{Path(name).suffix}"
+    cut.write_bytes((folder / name).read_bytes()[:-100])
+    refused(f"merge a.pt {cut.name} {MODEL} --out new", "is damaged", "download it again")
+
+
+def test_a_file_that_is_not_there(refused: Refused) -> None:
+    refused(f"align a.pt none.pt {MODEL} --out new", "none.pt does not exist")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("nowhere.at.all:build", ("ModuleNotFoundError", "nowhere")),
+        ("nowhere.py:build", ("no file nowhere.py",)),
+        ("broken.py:build", ("SyntaxError",)),
+        ("net.py:biuld", ("has no 'biuld'", "build")),
+        ("net.py", ("package.module:name",)),
+        ("net.py:failing", ("ValueError", "no weights today", "net.py:")),
+        ("net.py:nothing", ("returned a NoneType",)),
+        ("net.py:number", ("is a int",)),
+    ],
+)
+def test_a_factory_that_does_not_work(model: str, words: tuple[str, ...], refused: Refused, folder: Path) -> None:
+    (folder / "broken.py").write_text("def build(:\n")
+    refused(f"align a.pt b.safetensors --model {model} --inputs 5x3 --out new", *words)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ("5x4", ("rejects its example inputs", "(5, 4)")),
+        ("5x3 --inputs 5x3", ("rejects its example inputs",)),
+        ("5xq", ("5xq", "2x3x32x32")),
+        ("5x3:int65", ("5x3:int65",)),
+        ("x=5x3 --inputs 5x1", ("all of them with a name or none",)),
+        ("net.py:failing", ("no weights today",)),
+        ("net.py:none_such", ("none_such",)),
+    ],
+)
+def test_inputs_that_do_not_fit(inputs: str, words: tuple[str, ...], refused: Refused) -> None:
+    refused(f"inspect --model net.py:build --inputs {inputs} --out spec.json", *words)
+
+
+def test_no_model_no_inputs_no_place(refused: Refused) -> None:
+    refused("inspect", "neither a model nor a spec")
+    refused("inspect --model net.py:build", "--inputs missing")
+    refused(f"align a.pt b.safetensors {MODEL}", "--out PATH", "--dry-run")
+    refused(f"merge a.pt {MODEL} --out new", "1 models to merge")
+    refused("barrier a.pt b.safetensors --eval net.py:loss", "no model")
+
+
+def test_a_model_that_cannot_be_traced(refused: Refused) -> None:
+    refused("inspect --model net.py:Branching --inputs 5x3 --out spec.json", "cannot trace Branching", "net.py:")
+
+
+@pytest.mark.parametrize(
+    "line", ["align a.pt b.safetensors", "merge a.pt b.safetensors", "barrier a.pt b.safetensors --eval net.py:loss"]
+)
+def test_a_folder_that_is_not_empty(line: str, refused: Refused, folder: Path) -> None:
+    (folder / "full").mkdir()
+    (folder / "full" / "thesis.txt").write_text("mine")
+    refused(f"{line} {MODEL} --out full", "full is not empty", "thesis.txt", "--force")
+
+
+def test_files_that_exist(refused: Refused, folder: Path) -> None:
+    refused(f"align a.pt b.safetensors {MODEL} --out c.pt", "c.pt exists", "--force")
+    (folder / "new.record.json").write_text("{}")
+    refused(f"align a.pt b.safetensors {MODEL} --out new.pt", "new.record.json exists")
+    refused(f"inspect {MODEL} --out net.py", "net.py exists")
+
+
+def test_a_spec_that_fails_its_proof_is_not_used(refused: Refused, run: Run, folder: Path) -> None:
+    assert run(f"inspect {MODEL} --out spec.json").status == 0
+    spec = json.loads((folder / "spec.json").read_text())
+    spec["tensors"]["2.bias"] = [{"size": 7, "why": "left where it is, though its units move"}]
+    (folder / "wrong.json").write_text(json.dumps(spec))
+    refused(
+        f"align a.pt b.safetensors {MODEL} --spec wrong.json --out new.pt", "changes the outputs", "on their own: 2"
+    )
+
+
+def test_specs_and_permutations_that_do_not_fit(refused: Refused, run: Run, folder: Path) -> None:
+    assert run("inspect --model net.py:wider --inputs 5x3 --out wider.json").status == 0
+    refused(f"inspect {MODEL} --spec wider.json", "misshapen")
+    refused("align a.pt b.safetensors --spec wider.json --out new", "misshapen")
+    refused("align a.pt b.safetensors --spec none.json --out new", "none.json cannot be read")
+    refused("align a.pt b.safetensors --spec net.py --out new", "not JSON")
+    line = f"barrier a.pt b.safetensors {MODEL} --eval net.py:loss --out new"
+    refused(f"{line} --permutation wider.json", "permutation")
+    refused(f"inspect {MODEL} --tensor 9.weight", "no tensor is called '9.weight'")
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "words"),
+    [
+        ("net.py:no_arguments", ("TypeError",)),
+        ("net.py:text", ("returned 'low'",)),
+        ("net.py:not_finite", ("lam = 0", "nan")),
+        ("net.py:image_loss", ("RuntimeError", "net.py:")),
+        ("net.py:number", ("is a int",)),
+    ],
+)
+def test_an_evaluation_that_does_not_work(evaluate: str, words: tuple[str, ...], refused: Refused) -> None:
+    refused(f"barrier a.pt b.safetensors {MODEL} --eval {evaluate} --out new", *words)
+
+
+def test_batches_that_do_not_fit(refused: Refused) -> None:
+    convnet = "--model net.py:convnet --inputs 3x2x5x5"
+    refused(f"merge ca.pt cb.pt {convnet} --batchnorm-data net.py:inputs --out new", "net.py:inputs raised")
+    refused(f"merge ca.pt cb.pt {convnet} --batchnorm-data net.py:number --out new", "a int")
+    refused(f"merge a.pt b.safetensors {MODEL} --weights 1 --out new", "2 models and the weights")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "align a.pt",
+        "algin a.pt b.safetensors",
+        "align a.pt b.safetensors --sed 3",
+        "align a.pt b.safetensors --seed three",
+        "barrier a.pt b.safetensors --out new",
+        "inspect --tensor",
+    ],
+)
+def test_wrong_usage(line: str, run: Run, folder: Path) -> None:
+    before = files(folder)
+    ran = run(line)
+    assert (ran.status, ran.stdout) == (2, "")
+    assert "Error" in ran.stderr
+    assert files(folder) == before
+
+
+def test_the_installed_program_fails_in_the_same_way(folder: Path) -> None:
+    command = [
+        str(Path(sys.executable).with_name("onebasin")),
+        "align",
+        "a.pt",
+        "none.pt",
+        *MODEL.split(),
+        "--out",
+        "new",
+    ]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("error: none.pt does not exist")
+
+
+def test_ctrl_c_ends_with_a_line_and_no_file(folder: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onebasin.cli.merge.combine", interrupted)
+    before = files(folder)
+    ran = run(f"merge a.pt b.safetensors {MODEL} --out new")
+    assert (ran.status, ran.stdout, ran.stderr) == (130, "", "interrupted: nothing was written\n")
+    assert files(folder) == before
+
+
+def test_ctrl_c_in_matching_keeps_the_best_permutation_so_far(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    def interrupted(task: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    for verb in ("align", "merge"):
+        monkeypatch.setattr(f"onebasin.cli.{verb}.progress_bars", lambda: nullcontext(interrupted))
+    aligned = run(f"align a.pt b.safetensors {MODEL} --out new.pt")
+    assert aligned.status == 130
+    assert "best permutation" in aligned.stdout
+    assert (folder / "new.pt").exists()
+    assert run(f"merge a.pt b.safetensors {MODEL} --out merged.pt").status == 130
+    assert not (folder / "merged.pt").exists()
+
+
+def test_safetensors_with_other_names(refused: Refused, folder: Path) -> None:
+    safetensors.torch.save_file({"x": torch.ones(3)}, folder / "bad.safetensors")
+    refused(f"align a.pt bad.safetensors {MODEL} --out new", "6 missing", "1 unexpected: x")
+
+
+def test_a_bug_is_no_wrong_input(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    def bug(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("onebasin.cli.align.read_for", bug)
+    with pytest.raises(ZeroDivisionError):
+        main(f"align a.pt b.safetensors {MODEL} --out new".split())

@@ -1,0 +1,82 @@
+"""The program itself: help, versions, and what is imported for them."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from onebasin.cli import terminal
+from onebasin.cli.main import VERBS, main
+from onebasin.cli.terminal import Outcome, show
+
+# What --help must not wait for.
+HEAVY = ("torch", "numpy", "scipy", "matplotlib", "huggingface_hub", "safetensors")
+
+
+def test_help_names_every_verb_in_the_order_of_a_first_visit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert list(VERBS) == ["inspect", "align", "merge", "barrier", "demo"]
+    positions = [out.index(text) for text in VERBS.values()]
+    assert positions == sorted(positions)
+
+
+def test_help_is_shown_without_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "Usage: onebasin" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_explains_every_flag(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert VERBS[verb].removesuffix(".").split(":")[0].split(",")[0] in " ".join(out.split())
+    flags = [line for line in out.splitlines() if line.startswith(("│ --", "│ *"))]
+    assert flags
+    for line in flags:
+        assert len(line.strip("│ ").split("  ", 1)) == 2, f"no help: {line}"
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("onebasin 0.")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from onebasin.cli.main import main; main(['--help']); main(['--version']);"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stderr.strip() == "[]"
+
+
+def test_paths_are_neither_wrapped_nor_read_as_markup() -> None:
+    out = io.StringIO()
+    path = "wrote " + "very/long/" * 20 + "[bold]name[/].pt"
+    show(Outcome({}, (path,)), Console(file=out, width=40))
+    assert out.getvalue() == path + "\n"
+
+
+def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.progress_bars() as progress:
+        progress("task", 1, 2)
+        progress("task", 2, 2)
+        progress("unknown total", 1, 0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_draws_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(terminal, "console", lambda *, stderr: shown)
+    with terminal.progress_bars() as progress:
+        progress("naive path", 3, 7)
+        progress("naive path", 7, 7)
+    assert isinstance(shown.file, io.StringIO)
+    assert "naive path" in shown.file.getvalue()
+    assert "7/7" in shown.file.getvalue()
