@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from onebasin.errors import DiscoveryError, listing
+from onebasin.functional import eval_mode
 
 ExampleInputs = tuple[Any, ...] | Mapping[str, Any] | Tensor
 TORCH = Path(torch.__file__).parent
@@ -55,7 +56,7 @@ def export(model: nn.Module, example_inputs: ExampleInputs, outputs: Outputs = N
         DiscoveryError: the model rejects the inputs, or torch.export cannot trace it (with the construct and line).
     """
     args, kwargs = _split(example_inputs)
-    with evaluating(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         program = _trace(model, args, kwargs)
     return wrap(program, (args, kwargs), outputs)
 
@@ -86,18 +87,6 @@ def decompose(exported: Exported, ops: list[Any], outputs: Outputs) -> Exported 
         return None
     with quiet(), torch.no_grad():
         return wrap(exported.program.run_decompositions(chosen), exported.inputs, outputs)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every submodule in eval mode, and back into its own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextlib.contextmanager
