@@ -26,9 +26,9 @@ def align(
     b: Path,
     /,
     *,
+    output: OutputFlags = OUTPUT,
     architecture: ArchitectureFlags = ARCHITECTURE,
     matching: MatchingFlags = MATCHING,
-    output: OutputFlags = OUTPUT,
 ) -> Outcome:
     """Put the units of model B into the order of model A; B computes the same function as before.
 
@@ -41,9 +41,9 @@ def align(
     Args:
         a: Weights of the reference: a .safetensors or .pt file, or a model folder.
         b: Weights of the model to be moved.
+        output: Where the result goes.
         architecture: Which architecture.
         matching: How the permutation is found.
-        output: Where the result goes.
     """
     output.check(("permutation.json", "spec.json", RECORD))
     spec = architecture.permutation_spec()

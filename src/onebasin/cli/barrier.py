@@ -43,13 +43,13 @@ def barrier(
     b: Path,
     /,
     *,
+    output: OutputFlags = OUTPUT,
     evaluate: Annotated[str, Parameter(name="--eval")],
     permutation: Path | None = None,
     points: int = 25,
     batchnorm_data: str | None = None,
     architecture: ArchitectureFlags = ARCHITECTURE,
     matching: MatchingFlags = MATCHING,
-    output: OutputFlags = OUTPUT,
 ) -> Outcome:
     """Measure loss and accuracy on the line from A to B: with B as it is (naive) and with B aligned to A (matched).
 
@@ -60,6 +60,7 @@ def barrier(
     Args:
         a: Weights at position 0: a .safetensors or .pt file, or a model folder.
         b: Weights at position 1.
+        output: Where the result goes.
         evaluate: Function of `predict`, which calls the network at one point of the line; it returns the loss in nats
             per example, or a dict such as {"loss": 0.1, "accuracy": 0.9}.
         permutation: Written by `onebasin align`, used in place of matching.
@@ -67,7 +68,6 @@ def barrier(
         batchnorm_data: Callable that returns batches of inputs; batch-norm statistics are recomputed at every point.
         architecture: Which architecture.
         matching: How the permutation is found.
-        output: Where the result goes.
     """
     if output.out is not None:
         check_target(output.out, force=output.force)

@@ -153,7 +153,7 @@ def _found(name: str, pair: Pair) -> Text:
 
 
 def _table(pairs: Mapping[str, Pair]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in ("", "loss: A", "B", "naive", "matched", "accuracy: A", "B", "naive", "matched"):
         style = {"naive": "red", "matched": "green"}.get(title, "")
         table.add_column(title, justify="right" if title else "left", style=style)

@@ -28,18 +28,22 @@ VERBS = {
 }
 
 
-def application() -> App:
-    """Build the command-line application."""
+BEGIN = "Begin with `onebasin demo`, or with `onebasin inspect --help` for a model of your own."
+
+
+def application(verb_in_use: str = "") -> App:
+    """Build the command-line application; only the verb in use is imported, and explains itself at length."""
     app = App(
         name="onebasin",
         help="Align and merge independently trained PyTorch networks modulo permutation symmetry.",
-        help_epilogue="Begin with `onebasin demo`, or with `onebasin inspect --help` for a model of your own.",
+        help_epilogue="" if verb_in_use in VERBS else BEGIN,
         version=f"onebasin {version('onebasin')}",
         default_parameter=Parameter(negative=(), show_default=_shown),
         exit_on_error=False,
     )
     for number, (verb, help_text) in enumerate(VERBS.items()):
-        app.command(f"onebasin.cli.{verb}:{verb}", name=verb, help=help_text, sort_key=number)
+        short = None if verb == verb_in_use else help_text
+        app.command(f"onebasin.cli.{verb}:{verb}", name=verb, help=short, sort_key=number)
     return app
 
 
@@ -55,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # Whatever a user's model or data loader prints must not mix with the result.
         with redirect_stdout(sys.stderr):
-            command, bound, _ = application().parse_args(words, console=out, error_console=console(stderr=True))
+            command, bound, _ = application(*words[:1]).parse_args(
+                words, console=out, error_console=console(stderr=True)
+            )
             result = command(*bound.args, **bound.kwargs)
         if isinstance(result, Outcome):
             show(result, out)

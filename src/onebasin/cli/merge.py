@@ -25,11 +25,11 @@ from onebasin.report.tables import alignment_table
 
 def merge(
     *models: Path,
+    output: OutputFlags = OUTPUT,
     weights: tuple[float, ...] = (),
     batchnorm_data: str | None = None,
     architecture: ArchitectureFlags = ARCHITECTURE,
     matching: MatchingFlags = MATCHING,
-    output: OutputFlags = OUTPUT,
 ) -> Outcome:
     """Align models to the first one and average them.
 
@@ -40,11 +40,11 @@ def merge(
 
     Args:
         models: Weights of two or more models, the reference first: .safetensors or .pt files, or model folders.
+        output: Where the result goes.
         weights: How much a model counts; give it once per model. Default: all the same.
         batchnorm_data: Callable that returns batches of inputs, from which batch-norm statistics are recomputed.
         architecture: Which architecture.
         matching: How the permutations are found.
-        output: Where the result goes.
     """
     output.check((RECORD,))
     if len(models) < 2:

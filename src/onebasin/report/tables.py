@@ -15,7 +15,7 @@ from onebasin.matching import Alignment
 from onebasin.spec import PermutationSpec
 
 MOST_ROWS = 40  # of groups one by one; beyond, like ones share a row
-COLUMNS, GAPS = 100, 10  # of a terminal, and what lies between and beside the columns of a table
+COLUMNS, GAPS = 100, 8  # of a terminal, and what lies between and beside the columns of a table
 NAME = 36  # columns for the name of a group
 PLACE = re.compile(r" \(([^()]+ at [^()]+)\)")  # in a reason: "(conv2d at module conv1)"
 NO_REASON = "no reason recorded"
@@ -124,7 +124,7 @@ def _numbers(curve: Curve, metric: str) -> list[str]:
 
 def _table(*columns: str) -> Table:
     """Return an empty table; a column whose title begins with ">" is set flush right."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
     for title in columns:
         table.add_column(Text(title.removeprefix(">")), justify="right" if title.startswith(">") else "left")
     return table
