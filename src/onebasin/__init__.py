@@ -8,24 +8,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onebasin.analysis.distance import Distance as Distance
+    from onebasin.analysis.distance import distance as distance
     from onebasin.analysis.evaluation import classification as classification
     from onebasin.analysis.path import Curve as Curve
     from onebasin.analysis.path import evaluate_path as evaluate_path
+    from onebasin.analysis.spectrum import Spectrum as Spectrum
+    from onebasin.analysis.spectrum import spectrum as spectrum
     from onebasin.batchnorm import recompute_batchnorm as recompute_batchnorm
+    from onebasin.checkpoints import load as load
+    from onebasin.checkpoints import load_permutation as load_permutation
+    from onebasin.checkpoints import load_spec as load_spec
+    from onebasin.checkpoints import save as save
     from onebasin.errors import OneBasinError as OneBasinError
     from onebasin.interpolate import lerp as lerp
     from onebasin.interpolate import slerp as slerp
+    from onebasin.layout import Interleave as Interleave
     from onebasin.layout import Leaf as Leaf
     from onebasin.layout import Product as Product
     from onebasin.layout import Sum as Sum
     from onebasin.matching import Alignment as Alignment
+    from onebasin.matching import StopReason as StopReason
     from onebasin.matching import WeightMatching as WeightMatching
-    from onebasin.matching import align as align
+    from onebasin.matching.align import align as align
     from onebasin.merging import Merge as Merge
-    from onebasin.merging import merge as merge
+    from onebasin.merging.merge import merge as merge
     from onebasin.params import Params as Params
     from onebasin.params import params_of as params_of
     from onebasin.permutation import Permutation as Permutation
+    from onebasin.report.figures import barrier_figure as barrier_figure
+    from onebasin.report.figures import plot_barrier as plot_barrier
+    from onebasin.report.record import record as record
     from onebasin.spec import Group as Group
     from onebasin.spec import PermutationSpec as PermutationSpec
     from onebasin.symmetry.discover import permutation_spec as permutation_spec
@@ -39,23 +52,36 @@ _HOME = {
     "Leaf": "layout",
     "Sum": "layout",
     "Product": "layout",
+    "Interleave": "layout",
     "Group": "spec",
     "PermutationSpec": "spec",
     "permutation_spec": "symmetry.discover",
     "prove": "symmetry.prove",
     "rule": "symmetry.rules",
     "Permutation": "permutation",
+    "load": "checkpoints",
+    "save": "checkpoints",
+    "load_spec": "checkpoints",
+    "load_permutation": "checkpoints",
     "WeightMatching": "matching",
+    "align": "matching.align",
     "Alignment": "matching",
-    "align": "matching",
+    "StopReason": "matching",
     "lerp": "interpolate",
     "slerp": "interpolate",
+    "merge": "merging.merge",
     "Merge": "merging",
-    "merge": "merging",
     "recompute_batchnorm": "batchnorm",
     "classification": "analysis.evaluation",
     "evaluate_path": "analysis.path",
     "Curve": "analysis.path",
+    "distance": "analysis.distance",
+    "Distance": "analysis.distance",
+    "spectrum": "analysis.spectrum",
+    "Spectrum": "analysis.spectrum",
+    "plot_barrier": "report.figures",
+    "barrier_figure": "report.figures",
+    "record": "report.record",
     "OneBasinError": "errors",
 }
 
