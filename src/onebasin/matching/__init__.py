@@ -2,7 +2,18 @@
 
 from onebasin.matching.align import align
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
+from onebasin.matching.coordinate_descent import CoordinateDescent
 from onebasin.matching.objective import Feature, Objective
 from onebasin.matching.weight import WeightMatching
 
-__all__ = ["Alignment", "Certificate", "Feature", "Matcher", "Objective", "StopReason", "WeightMatching", "align"]
+__all__ = [
+    "Alignment",
+    "Certificate",
+    "CoordinateDescent",
+    "Feature",
+    "Matcher",
+    "Objective",
+    "StopReason",
+    "WeightMatching",
+    "align",
+]

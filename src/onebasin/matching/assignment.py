@@ -75,20 +75,20 @@ def _certify(gains: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     taken = gains.gather(-1, index[:, None, :].expand_as(gains))
     kept = taken.diagonal(dim1=-2, dim2=-1)
     loss = kept[..., None] - taken
-    potential = _potentials(loss)
+    largest = torch.maximum(gains.amax(-1), -gains.amin(-1))
+    potential = _potentials(loss, SETTLED * largest.amax(-1, keepdim=True))
     short = (potential[:, None, :] - loss).amax(-1) - potential
-    scale = gains.abs().amax(-1).sum(-1)
-    return kept.sum(-1), short.sum(-1) / scale.clamp_min(torch.finfo(torch.float64).tiny)
+    return kept.sum(-1), short.sum(-1) / largest.sum(-1).clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def _potentials(loss: Tensor) -> Tensor:
-    """Relax v[j] = min(v[j], v[i] + loss[i, j]) until nothing moves (Bellman-Ford), from v = 0.
+def _potentials(loss: Tensor, settled: Tensor) -> Tensor:
+    """Relax v[j] = min(v[j], v[i] + loss[i, j]) until nothing moves by more than `settled` (Bellman-Ford), from v = 0.
 
     Only rows whose potential fell in the last round are relaxed again. Without an optimal assignment there is a cycle
     that lowers the potentials for ever, hence the cap: a shortest path has fewer than n steps.
     """
     potential, n = torch.zeros(loss.shape[:-1], dtype=loss.dtype), loss.shape[-1]
-    settled, rows = SETTLED * loss.abs().amax((-2, -1))[:, None], torch.arange(n)
+    rows = torch.arange(n)
     for _ in range(n):
         part = loss if len(rows) == n else loss[:, rows]
         reached = torch.minimum(potential, (part + potential[:, rows, None]).amin(-2))

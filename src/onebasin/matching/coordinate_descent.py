@@ -141,7 +141,7 @@ def _dependents(objective: Objective) -> dict[str, set[str]]:
     The group itself is one of them if its step is not exact.
     """
     spec = objective.spec
-    held = list(objective.held())
+    held = [term.unmoved for term in objective.blocks]
     tops = [name for name in spec.sizes if not spec.parents.get(name) and any(name in places for places in held)]
     return {
         top: set().union(*(_solved_again(spec, places, top, tops) for places in held if top in places)) for top in tops

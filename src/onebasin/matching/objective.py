@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from onebasin.errors import ParamsError, listing
-from onebasin.layout import blocks, leaves
 from onebasin.matching.gains import Level, rows_of
 from onebasin.matching.terms import Term, constant_term, feature_terms
 from onebasin.params import compute_dtype
@@ -85,30 +85,33 @@ class Objective:
         level, rows = Level(self.spec), rows_of(permutation)
         return level.gains(level.free(self.terms(group), rows, group), group)
 
+    @cached_property
+    def blocks(self) -> tuple[Term, ...]:
+        """The bilinear terms of the objective, as views of the features in their own dtype."""
+        features = (feature_terms(f.a, f.b, self.spec.tensors[f.name]) for f in self.features)
+        constants = (constant_term(self.spec, group, gain) for group, gain in self.gains.items())
+        return (*itertools.chain.from_iterable(features), *constants)
+
+    @cached_property
+    def _holding(self) -> dict[str, list[Term]]:
+        result: dict[str, list[Term]] = {}
+        for term in self.blocks:
+            for group in term.unmoved:
+                result.setdefault(group, []).append(term)
+        return result
+
     def terms(self, holding: str | None = None) -> Iterator[Term]:
-        """Yield the bilinear terms of the objective, or of those the ones that hold the group `holding`."""
-        for feature in self.features:
-            axes = self.spec.tensors[feature.name]
-            if holding is None or any(leaf.group == holding for axis in axes for leaf in leaves(axis)):
-                pieces = feature_terms(feature.a, feature.b, axes)
-                yield from (term for term in pieces if holding is None or holding in term.unmoved)
-        for group, gain in self.gains.items():
-            if holding is None or holding == group or holding in self.spec.parents.get(group, ()):
-                yield constant_term(self.spec, group, gain)
+        """Yield the terms of the objective, or of those the ones that hold a group.
+
+        Half precision is widened to float32 here, one after the other, so that no copy of a whole model is made.
+        """
+        return (term.widened() for term in (self.blocks if holding is None else self._holding.get(holding, [])))
 
     def scale(self) -> float:
         """Return a bound of the absolute value: sum of |F(A)| |F(B)| (Frobenius) and of each unit's largest gain."""
         norms = [torch.linalg.vector_norm(x, dtype=compute_dtype(x)).item() for f in self.features for x in (f.a, f.b)]
         rows = [gain.abs().flatten(gain.dim() // 2).amax(-1).sum().item() for gain in self.gains.values()]
         return math.fsum(a * b for a, b in zip(norms[::2], norms[1::2], strict=True)) + math.fsum(rows)
-
-    def held(self) -> Iterator[Counter[str]]:
-        """Yield for every term at how many places each group stands in it; no tensor is touched."""
-        for feature in self.features:
-            for _, row in blocks(feature.a, self.spec.tensors[feature.name]):
-                yield Counter(leaf.group for leaf in row if leaf.group is not None)
-        for group in self.gains:
-            yield Counter([*self.spec.parents.get(group, ()), group])
 
 
 def _feature_problems(objective: Objective) -> Iterator[str]:

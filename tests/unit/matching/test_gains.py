@@ -8,7 +8,7 @@ from specs import SPECS, flat_mlp, nested_heads, random_params
 from torch import Tensor
 
 from onebasin.errors import ParamsError
-from onebasin.matching import Feature, Objective, WeightMatching
+from onebasin.matching import Feature, Objective, WeightMatching, terms
 from onebasin.params import Params
 from onebasin.permutation import Permutation
 from onebasin.spec import PermutationSpec
@@ -45,7 +45,7 @@ def test_the_value_is_the_inner_product_with_the_moved_model(spec: PermutationSp
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_gain_differences_are_value_differences(spec: PermutationSpec) -> None:
     objective, before = with_constants(spec), draw(spec, 4)
-    quadratic = {name for places in objective.held() for name, count in places.items() if count > 1}
+    quadratic = {name for term in objective.blocks for name, count in term.unmoved.items() if count > 1}
     for group in spec.sizes:
         after = Permutation(spec, {**before.indices, group: before.indices[group].roll(1, -1)})
         gain = objective.gain(before, group)
@@ -128,6 +128,14 @@ def test_half_precision_is_accumulated_in_float32(dtype: torch.dtype) -> None:
 
 def wide(params: Params) -> Params:
     return {name: tensor.double() for name, tensor in params.items()}
+
+
+def test_large_tensors_are_summed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, p = with_constants(nested_heads()), draw(nested_heads(), 2)
+    whole = objective.value(p)
+    for chunk in (1, 7, 100):
+        monkeypatch.setattr(terms, "CHUNK", chunk)
+        assert objective.value(p) == pytest.approx(whole, rel=1e-12)
 
 
 def test_what_does_not_fit_is_listed() -> None:

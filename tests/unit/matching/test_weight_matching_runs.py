@@ -50,6 +50,19 @@ def test_a_planted_permutation_is_found_in_four_sweeps(seed: int, dtype: torch.d
     assert {index.dtype for index in found.permutation.indices.values()} == {torch.int64}
 
 
+def test_two_dtypes_are_matched_in_the_wider_one() -> None:
+    spec = wide_mlp()
+    a, p = random_params(spec, 0), draw(spec, 1)
+    half = {name: tensor.bfloat16() for name, tensor in p.apply(a).items()}
+    assert align(spec, a, half).permutation == align(spec, half, a).permutation.inverse() == p.inverse()
+
+
+def test_progress_is_told_after_every_group() -> None:
+    spec, told = wide_mlp(), []
+    found = align(spec, random_params(spec, 0), random_params(spec, 1), progress=lambda *args: told.append(args))
+    assert told == [("matching", number + 1, 0) for number in range(found.certificate.assignments)]
+
+
 def test_one_hidden_layer_has_converged_after_one_sweep() -> None:
     spec = wide_mlp(hidden=(41,))
     found = align(spec, random_params(spec, 0), random_params(spec, 1))
