@@ -226,8 +226,16 @@ def _cut_sum(node: Term, sizes: Sequence[int]) -> list[Term]:
 def _cut_product(node: Term, sizes: Sequence[int]) -> list[Term]:
     first, *rest = factors(node)
     inner = product(rest)
-    if all(size % inner.size == 0 for size in sizes):
-        return [product([part, inner]) for part in split_sum(first, [size // inner.size for size in sizes])]
+    runs: list[list[int]] = [[]]  # whole rows each: cuts between rows come first, odd ones then stay within theirs
+    for size in sizes:
+        runs[-1].append(size)
+        if sum(runs[-1]) % inner.size == 0:
+            runs.append([])
+    if len(runs) > 2:
+        rows = split_sum(first, [sum(run) // inner.size for run in runs[:-1]])
+        return [
+            part for row, run in zip(rows, runs[:-1], strict=True) for part in split_sum(product([row, inner]), run)
+        ]
     why = "a concatenation cuts through the rows of a grid"
     if first.size > MAX_COPIES:
         freeze(node, why)
@@ -326,9 +334,15 @@ def _unify_products(a: Term, b: Term) -> None:
             unify(small, head)
             waiting += factors(tail)[::-1]
         else:
-            for node in (a, b):
-                freeze(node, "two grids of different shape meet on one axis")
-            return
+            _freeze_unlike([x], left, [y], right)
+
+
+def _freeze_unlike(xs: list[Term], left: list[Term], ys: list[Term], right: list[Term]) -> None:
+    """Freeze the factors of two grids up to where they have the same size again; those after them still meet."""
+    while (one := math.prod(x.size for x in xs)) != (other := math.prod(y.size for y in ys)):
+        (xs if one < other else ys).append((left if one < other else right).pop())
+    for term in (*xs, *ys):
+        freeze(term, "two grids of different shape meet on one axis")
 
 
 def _unify_product_with_sum(grid: Term, total: Term) -> None:

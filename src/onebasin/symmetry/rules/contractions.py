@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from onebasin.symmetry.abstract import Abstract, Labelled
 from onebasin.symmetry.axes import Term, leaf, product, split_product
 from onebasin.symmetry.call import Call, Value
+from onebasin.symmetry.rules.pointwise import pointwise
 
 
 def linear(call: Call) -> Value:
@@ -53,6 +54,16 @@ def _matmul_labels(one: Abstract, other: Abstract) -> tuple[list[Labelled], list
     return [(one.axes, left), (other.axes, right)], [*batch, *rows, *columns]
 
 
+def inner(call: Call) -> Value:
+    """y[..., i, ..., j] = sum_k a[..., i, k] b[..., j, k]; with a number, a product."""
+    one, other = call.tensor("self"), call.tensor("other")
+    left, right = [[(name, number) for number in range(len(t.axes) - 1)] for name, t in (("a", one), ("b", other))]
+    if not one.axes or not other.axes:
+        return pointwise(call)
+    axes = call.join([(one.axes, [*left, "sum"]), (other.axes, [*right, "sum"])], [*left, *right])
+    return Abstract(axes)
+
+
 def outer(call: Call) -> Value:
     """y[i, j] = a[i] b[j]."""
     return Abstract(call.join([(call.tensor("self").axes, ["i"]), (call.tensor("vec2").axes, ["j"])], ["i", "j"]))
@@ -81,7 +92,8 @@ def _letters(text: str, rank: int) -> list[Hashable]:
 
 def attention(call: Call) -> Value:
     """Scaled dot-product attention: two contractions through a score tensor that nobody sees."""
-    query, key, value = (call.tensor(name) for name in ("query", "key", "value"))
+    given = [call.tensor(name) for name in ("query", "key", "value")]
+    query, key, value = _of_equal_rank(given)
     rank = len(query.axes)
     batch: list[Hashable] = list(range(rank - 3))
     heads, copies = _shared_heads(query, key)
@@ -97,16 +109,21 @@ def attention(call: Call) -> Value:
         call.freeze(score[-2:], "causal attention")
     call.hidden(score)
     call.hidden(score[:-1])
-    call.tap("query", query.axes)
-    call.tap("value", value.axes)
+    call.tap("query", given[0].axes)
+    call.tap("value", given[2].axes)
     out = [*batch, "head", "copy", "row", "out"]
     axes = call.join([(score, grid), (value.axes, [*batch, "head", "column", "out"])], out)
-    return Abstract((*axes[: rank - 3], product(axes[rank - 3 : rank - 1]), *axes[rank - 1 :]))
+    all_axes = (*axes[: rank - 3], product(axes[rank - 3 : rank - 1]), *axes[rank - 1 :])
+    return Abstract(all_axes[len(all_axes) - len(call.shape) :])
+
+
+def _of_equal_rank(tensors: list[Abstract]) -> list[Abstract]:
+    """Put axes of size 1 before the shorter ones; one is for the heads."""
+    rank = max(3, *(len(t.axes) for t in tensors))
+    return [Abstract((*(leaf(1) for _ in range(rank - len(t.axes))), *t.axes)) for t in tensors]
 
 
 def _shared_heads(query: Abstract, key: Abstract) -> tuple[Term, Term]:
-    if len(query.axes) < 3:
-        return leaf(1), leaf(1)
     heads, shared = query.axes[-3], key.axes[-3]
     if heads.size == shared.size:
         return heads, leaf(1)

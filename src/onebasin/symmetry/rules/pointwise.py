@@ -37,8 +37,10 @@ def along_order(call: Call) -> Value:
     x = call.tensor("self")
     given = call.get("dims") or call.get("dim")
     dims = range(len(x.axes)) if given in (None, []) else [given] if isinstance(given, int) else given
-    call.freeze((x.axes[dim] for dim in dims), "the order along this axis matters")
-    found = [Abstract(x.axes) for _ in call.shapes]
+    why = "the order along this axis matters"
+    call.freeze((x.axes[dim] for dim in dims), why)
+    axes = tuple(t if t.size == size else call.fixed(size, why) for t, size in zip(x.axes, call.shape, strict=True))
+    found = [Abstract(axes) for _ in call.shapes]
     return found[0] if len(found) == 1 else found
 
 

@@ -19,6 +19,8 @@ def recurrent(call: Call) -> Value:
     if "batch_sizes" in call.arguments:
         return call.frozen("packed sequences")
     x, params = call.tensor("input"), call.tensors("params")
+    batch, time = x.axes[:2] if call["batch_first"] else x.axes[1::-1]
+    call.freeze([time], "steps follow each other")
     directions = 2 if call["bidirectional"] else 1
     per_cell = len(params) // (int(call["num_layers"]) * directions)
     cells = [params[n : n + per_cell] for n in range(0, len(params), per_cell)]
@@ -31,9 +33,8 @@ def recurrent(call: Call) -> Value:
         call.hidden(layer_input)
     initial = call["hx"] if isinstance(call["hx"], (list, tuple)) else [call["hx"]]
     for value, terms in zip(initial, (outs, states), strict=False):
-        _start(value, terms)
-    batch = x.axes[0 if call["batch_first"] else 1 : -1][:1] if len(x.axes) == 3 else ()
-    finals = [Blocks(0, tuple(Abstract((leaf(1), *batch, term)) for term in terms)) for terms in (outs, states)]
+        _start(call, value, batch, terms)
+    finals = [Blocks(0, tuple(Abstract((leaf(1), batch, term)) for term in terms)) for terms in (outs, states)]
     return [Abstract(layer_input), *finals[: len(call.shapes) - 1]]
 
 
@@ -56,14 +57,14 @@ def _cell(call: Call, x: Sequence[Term], cell: Sequence[Abstract]) -> tuple[Term
     return out, state
 
 
-def _start(value: Value, terms: Sequence[Term]) -> None:
-    """The initial state meets each layer's units; zeros meet anything."""
+def _start(call: Call, value: Value, batch: Term, terms: Sequence[Term]) -> None:
+    """The initial state of each layer and direction meets its units, example by example; zeros meet anything."""
     if isinstance(value, Abstract) and value.fill:
         return
-    if isinstance(value, Blocks) and len(value.parts) == len(terms):
-        for part, term in zip(value.parts, terms, strict=True):
-            unify(part.axes[-1], term)
-        return
-    axes = value.collapse().axes if isinstance(value, Blocks) else value.axes
-    for term in terms:
-        unify(axes[-1], term)
+    apart = isinstance(value, Blocks) and value.dim == 0 and len(value.parts) == len(terms)
+    whole = None if apart else value.collapse() if isinstance(value, Blocks) else value
+    if whole is not None:
+        call.freeze(whole.axes[:1], "layers and directions differ")
+    for number, term in enumerate(terms):
+        axes = (whole or value.parts[number]).axes
+        call.join([(axes[1:], ["batch", "unit"]), ((batch, term), ["batch", "unit"])], ["batch", "unit"])

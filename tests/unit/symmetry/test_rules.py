@@ -1,0 +1,88 @@
+"""Rules of single operators: the groups of a tiny model around each, by hand, tried without the step that drops any.
+
+Every model is `nn.Linear(3, n)` before the operator and a linear layer after it; sizes are distinct primes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo.setups import discover
+
+from onebasin.spec import PermutationSpec
+from onebasin.symmetry.export import export
+from onebasin.symmetry.prove import TOLERANCE, Trial
+
+Body = Callable[["Around", Tensor], Tensor]
+
+
+class Around(nn.Module):
+    """An operator between two linear layers, with a parameter of its own."""
+
+    def __init__(self, body: Body, width: int, after: int, shape: tuple[int, ...] = (1,)) -> None:
+        super().__init__()
+        self.before, self.after = nn.Linear(3, width), nn.Linear(after, 2)
+        self.weight = nn.Parameter(torch.randn(shape))
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.body(self, self.before(x)))
+
+
+def found(model: nn.Module, *shape: int) -> PermutationSpec:
+    """Discover the groups of `model` and check that they leave its outputs alone."""
+    inputs = (torch.randn(shape, generator=torch.Generator().manual_seed(0)),)
+    exported = export(model, inputs)
+    spec, _ = discover(model, exported)
+    assert not spec.sizes or Trial(exported, spec, 0).difference(spec.sizes) < TOLERANCE
+    return spec
+
+
+CASES: dict[str, tuple[Body, int, int, tuple[int, ...], list[int]]] = {
+    # name: (body, width before, width after, shape of the parameter, sizes of the groups)
+    "inner contracts the last axes": (lambda m, x: torch.inner(x, m.weight), 5, 7, (7, 5), [7, 5]),
+    "inner with a number scales": (lambda m, x: torch.inner(x, m.weight), 5, 5, (), [5]),
+    "attention without heads": (lambda m, x: F.scaled_dot_product_attention(x, x, x), 5, 5, (1,), [5]),
+    "differences of neighbours": (lambda m, x: x.diff(dim=1), 5, 4, (1,), []),
+    "a cumulative sum": (lambda m, x: x.cumsum(1), 5, 5, (1,), []),
+    "a cumulative sum over others": (lambda m, x: x.cumsum(0), 5, 5, (1,), [5]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_groups_around_an_operator(name: str) -> None:
+    body, width, after, shape, sizes = CASES[name]
+    spec = found(Around(body, width, after, shape), 4, 3)
+    assert sorted(spec.sizes.values(), reverse=True) == sizes
+
+
+class Cell(nn.Module):
+    """A recurrent layer whose steps are made by a linear layer, whose start is learnt, or both."""
+
+    def __init__(self, kind: str, start: bool = False, **settings: object) -> None:
+        super().__init__()
+        self.before = nn.Linear(3, 7)
+        self.cell = getattr(nn, kind)(1 if not start else 3, 5, batch_first=True, **settings)
+        self.state = nn.Parameter(torch.randn(2, 4, 5)) if start else None
+        self.after = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.state is not None:
+            return self.after(self.cell(x, self.state)[1])
+        return self.after(self.cell(self.before(x).unsqueeze(-1))[1])
+
+
+def test_the_steps_of_a_recurrent_layer_keep_their_order() -> None:
+    assert found(Cell("GRU"), 4, 3).sizes == {"cell": 5}, "the 7 units before are its steps"
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU"])
+def test_learnt_starts_of_two_layers_stay_apart(kind: str) -> None:
+    """Axis 0 of the start counts layers, axis 1 examples (of the input): only the units may move."""
+    spec = found(Cell(kind, start=True, num_layers=2), 4, 6, 3)
+    assert sorted(spec.sizes.values()) == [5], "the outputs of layer 1 go into layer 2 and out through one linear layer"
+    assert spec.tensors["state"][0].size == 2
