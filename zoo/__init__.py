@@ -1,0 +1,1 @@
+"""Real architectures and random programs, put through discovery: `make zoo` and `make fuzz`."""

@@ -1,0 +1,166 @@
+"""Fuzzing of symmetry discovery: `python -m zoo.fuzz N` draws N random programs and stops at the first wrong group.
+
+Each program is exported and interpreted as `permutation_spec` does it, with nesting, but without its last step, which
+would drop a wrong group silently: the groups are tried as they were found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from onebasin.errors import OneBasinError, ProofError
+from onebasin.spec import PermutationSpec
+from onebasin.symmetry.export import Exported, export
+from onebasin.symmetry.prove import TOLERANCE, Trial
+from zoo.control import corruptions
+from zoo.programs import load, program
+from zoo.setups import discover
+from zoo.shrink import shrink
+
+# Groups are permuted all together, this often, with new random parameters every time.
+DRAWS = 2
+ROUNDING = 1e-14
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What discovery found on one program.
+
+    Args:
+        spec: the groups as found.
+        exported: the traced program.
+        difference: largest relative change of an output, over all draws; infinite if discovery broke down.
+        problem: what is wrong, if anything.
+        jumps: whether the outputs change as much when parameters change by rounding errors only, so that nothing can be
+            compared: two equal numbers under an argmax, say.
+    """
+
+    spec: PermutationSpec | None
+    exported: Exported | None
+    difference: float
+    problem: str = ""
+    jumps: bool = False
+
+    @property
+    def wrong(self) -> bool:
+        """Whether discovery broke down, or found a group that changes the outputs."""
+        return self.difference > TOLERANCE and not self.jumps
+
+
+def examine(source: str, seed: int = 0) -> Finding:
+    """Discover the groups of a program and permute them at random."""
+    model, inputs = load(source, seed)
+    try:
+        exported = export(model, inputs)
+    except OneBasinError as error:
+        return Finding(None, None, 0.0, f"not traced: {error}")
+    try:
+        spec, _ = discover(model, exported)
+        trials = [Trial(exported, spec, seed + number) for number in range(DRAWS if spec.sizes else 0)]
+        worst = max((trial.difference(spec.sizes) for trial in trials), default=0.0)
+        problem = f"{guilty(trials[0])} change the outputs by {worst:.1e} (relative)" if worst > TOLERANCE else ""
+    except ProofError as error:  # the outputs are not finite
+        return Finding(None, exported, float("inf"), str(error), jumps=True)
+    except Exception as error:  # whatever it is, discovery must not break down
+        return Finding(None, exported, float("inf"), f"{type(error).__name__}: {error} at {_place(error)}")
+    return Finding(spec, exported, worst, problem, worst > TOLERANCE and any(map(jumps, trials)))
+
+
+def jumps(trial: Trial) -> bool:
+    """Say whether rounding errors in the parameters change the outputs visibly."""
+    for _ in range(3):
+        noise = {name: torch.randn_like(value) for name, value in trial.params.items() if value.is_floating_point()}
+        near = {name: value * (1 + ROUNDING * noise.get(name, 0)) for name, value in trial.params.items()}
+        changed = trial.function(near, trial.inputs)
+        if any((a - b).abs().max() > TOLERANCE * b.abs().max() for a, b in zip(changed, trial.outputs, strict=True)):
+            return True
+    return False
+
+
+def _place(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
+
+
+def guilty(trial: Trial) -> str:
+    """Name the groups that change the outputs on their own."""
+    found = [name for name in trial.spec.sizes if trial.difference([name]) > TOLERANCE]
+    return ", ".join(f"{name} under {trial.spec.parents.get(name, ())}" for name in found) or "groups only together"
+
+
+def shortest(source: str, seed: int) -> str:
+    """Return a short program that still fails."""
+
+    def fails(shorter: str) -> bool:
+        try:
+            return examine(shorter, seed).wrong
+        except Exception:  # it does not run any more
+            return False
+
+    return shrink(source, fails)
+
+
+def caught(finding: Finding, seed: int) -> Counter[str]:
+    """Make the spec of a finding wrong in several ways; count which of them the check catches."""
+    counts: Counter[str] = Counter()
+    if finding.spec is None or finding.exported is None:
+        return counts
+    for _, wrong in corruptions(finding.spec, seed):
+        counts["made wrong"] += 1
+        try:
+            counts["caught"] += Trial(finding.exported, wrong, seed).difference(wrong.sizes) > TOLERANCE
+        except KeyError:  # a parent that is not there: its units cannot even be looked up
+            counts["caught"] += 1
+    return counts
+
+
+def main() -> int:
+    """Draw programs, examine them, and report."""
+    parser = argparse.ArgumentParser(prog="python -m zoo.fuzz", description=__doc__)
+    parser.add_argument("count", type=int, nargs="?", default=1000, help="number of programs (default 1000)")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first program (default 0)")
+    parser.add_argument("--go-on", action="store_true", help="do not stop at the first wrong group")
+    parser.add_argument("--control", action="store_true", help="make every spec wrong too; count what is caught")
+    options = parser.parse_args()
+    counts: Counter[str] = Counter()
+    begin = time.perf_counter()
+    for seed in range(options.first, options.first + options.count):
+        finding = examine(program(seed), seed)
+        counts += _tally(finding)
+        if options.control:
+            counts += caught(finding, seed)
+        if finding.wrong:
+            source = shortest(program(seed), seed)
+            print(f"\n# seed {seed}: {examine(source, seed).problem}\n{source}", flush=True)
+            if not options.go_on:
+                break
+    print(f"{_report(counts)}; {time.perf_counter() - begin:.0f} s")
+    return 1 if counts["wrong"] else 0
+
+
+def _tally(finding: Finding) -> Counter[str]:
+    counts = Counter(
+        programs=1, wrong=int(finding.wrong), refused=int(finding.spec is None), undecided=int(finding.jumps)
+    )
+    if finding.spec is not None:
+        counts["groups"] = len(finding.spec.sizes)
+        counts["with groups"] = int(bool(finding.spec.sizes))
+        counts["nested groups"] = len(finding.spec.parents)
+        counts["with nested groups"] = int(bool(finding.spec.parents))
+    return counts
+
+
+def _report(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
