@@ -132,6 +132,13 @@ def _complain(index: Path, what: str, missing: Iterable[str]) -> None:
 
 def _read_file(file: Path) -> tuple[Any, dict[str, str]]:
     """Return what `file` holds, and its metadata."""
+    try:
+        with file.open("rb"):
+            pass
+    except OSError as error:
+        raise CheckpointError(
+            f"{file} cannot be read: {error.strerror}", "a readable file", "correct its permissions"
+        ) from None
     return _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
 
 

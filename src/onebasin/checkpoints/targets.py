@@ -43,21 +43,22 @@ def write_file(out: str | Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `out`; what is written there becomes `out` when the block ends without error.
 
     Raises:
-        CheckpointError: as `check_target`; or `out` is a directory.
+        CheckpointError: as `check_target`; or `out` is a directory, or writing fails.
     """
     out = check_target(out, force=force)
     if out.is_dir():
         raise CheckpointError(f"{out} is a directory", "the name of a file", "add a file name")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(out)
-    temporary.touch()
-    mode = temporary.stat().st_mode
-    try:
-        yield temporary
-        temporary.chmod(mode)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _beside(out)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            yield temporary
+            temporary.chmod(mode)
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -68,22 +69,37 @@ def write_directory(out: str | Path, *, force: bool = False) -> Iterator[Path]:
     else be mixed up with the new ones; everything else in it stays.
 
     Raises:
-        CheckpointError: as `check_target`; or `out` is a file.
+        CheckpointError: as `check_target`; or `out` is a file, or writing fails.
     """
     out = check_target(out, force=force)
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file", "the name of a directory", "choose another path")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(out)
-    temporary.mkdir()
-    mode = temporary.stat().st_mode
+    with _explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _beside(out)
+        temporary.mkdir()
+        mode = temporary.stat().st_mode
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                file.chmod(mode if file.is_dir() else mode & 0o666)
+            _move_into(temporary, out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            file.chmod(mode if file.is_dir() else mode & 0o666)
-        _move_into(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{out} cannot be written: {error.strerror or error}",
+            "a place with room, where you may write",
+            "free some space, or choose another path",
+        ) from error
 
 
 def _beside(out: Path) -> Path:

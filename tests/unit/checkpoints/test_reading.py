@@ -190,3 +190,13 @@ def test_damaged_index(tmp_path: Path) -> None:
     for text in ("{", "[]", '{"weight_map": [1]}'):
         (tmp_path / "model.safetensors.index.json").write_text(text)
         refused(tmp_path / "model.safetensors.index.json", "no index of shards")
+
+
+def test_a_file_that_must_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(weights(), tmp_path / "a.pt")
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    refused(tmp_path / "a.pt", "Permission denied")

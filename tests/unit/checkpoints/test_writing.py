@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -157,6 +161,27 @@ def test_an_error_in_the_block_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), write_file(tmp_path / "new" / "a.json") as file:
         write_half(file)
     assert not list((tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize("writer", [write_file, write_directory])
+def test_a_full_disk_is_told_and_leaves_nothing(
+    writer: Callable[..., AbstractContextManager[Path]], tmp_path: Path
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(CheckpointError, match="No space left"), writer(tmp_path / "out"):
+        full()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_can_be_written_over(tmp_path: Path) -> None:
+    for name in ("a.pt", "a.safetensors"):
+        save(tmp_path / name, {"x": torch.arange(1e5)})
+        params = load(tmp_path / name)
+        save(tmp_path / name, {"x": params["x"] + 1}, force=True)
+        torch.testing.assert_close(load(tmp_path / name)["x"], torch.arange(1e5) + 1)
+        torch.testing.assert_close(params["x"], torch.arange(1e5))
 
 
 def test_an_empty_directory_is_free(tmp_path: Path) -> None:
