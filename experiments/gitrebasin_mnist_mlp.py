@@ -7,12 +7,13 @@ the midpoint lies at or below the mean of the two ends.
 
     python experiments/gitrebasin_mnist_mlp.py --data DIR
 
-DIR holds the four standard idx files, gzipped or not. On one CPU core a network takes about seven minutes to train, the
-four curves together three; `--models DIR` keeps the trained weights there, and starts from them when they exist.
+DIR holds the four standard idx files, gzipped or not. On a free CPU core a network takes about seven minutes to train,
+the four curves together three; `--models DIR` keeps the trained weights there, and starts from them when they exist.
 """
 
 import argparse
 import gzip
+import json
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import onebasin as ob
-from onebasin.checkpoints import load, provenance, save
+from onebasin.checkpoints import provenance, read, save
 from onebasin.report.figures import barrier_figure
 from onebasin.report.record import dumps, record
 
@@ -79,16 +80,17 @@ def train(seed: int, images: Tensor, labels: Tensor, epochs: int) -> ob.Params:
 
 
 def trained(seed: int, images: Tensor, labels: Tensor, epochs: int, folder: Path | None) -> tuple[ob.Params, float]:
-    """Return trained weights and the seconds it took; take them from `folder` if they are there, keep them if not."""
+    """Return trained weights and the seconds it took; take both from `folder` if they are there, keep them if not."""
     file = folder / f"{NAME}_seed{seed}_epochs{epochs}.safetensors" if folder else None
     if file and file.exists():
-        return load(file), 0.0
+        kept = read(file)
+        return kept.params, json.loads(kept.metadata["onebasin"])["seconds"]
     start = time.perf_counter()
     params = train(seed, images, labels, epochs)
     seconds = time.perf_counter() - start
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save(file, params, provenance({"experiment": NAME, "seed": seed, "epochs": epochs}))
+        save(file, params, provenance({"experiment": NAME, "seed": seed, "epochs": epochs, "seconds": seconds}))
     return params, seconds
 
 
@@ -100,7 +102,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("experiments/results"), help="where record and figure go")
     parser.add_argument("--models", type=Path, help="keep trained weights here, and use those that are there")
     args = parser.parse_args(arguments)
-    begin = time.perf_counter()
 
     # Two networks that differ in nothing but their seed.
     data = {"train": read_split(args.data, "train"), "test": read_split(args.data, "t10k")}
@@ -108,7 +109,9 @@ def main(arguments: list[str] | None = None) -> None:
         trained(seed, *data["train"], args.epochs, args.models) for seed in SEEDS
     )
 
-    # Which units may be permuted, and the order of B's units that fits A's.
+    # Which units may be permuted, and the order of B's units that fits A's. The record counts its seconds from here;
+    # those of training are told apart, since weights may have been trained by an earlier run.
+    begin = time.perf_counter()
     model = mlp()
     spec = ob.permutation_spec(model, (data["test"][0][:2],))
     found = ob.align(spec, params_a, params_b, ob.WeightMatching(seed=0))
@@ -139,7 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
         "curves": {split: {path: curve.to_json() for path, curve in both.items()} for split, both in curves.items()},
         "training_seconds": [seconds_a, seconds_b],
     }
-    command = f"python experiments/{NAME}.py --data DIR --epochs {args.epochs}"
+    command = f"python experiments/{NAME}.py --data DIR --epochs {args.epochs}{' --models DIR' if args.models else ''}"
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"{NAME}.json").write_text(
         dumps(record(command, settings, results, time.perf_counter() - begin)) + "\n", encoding="utf-8"

@@ -53,7 +53,7 @@ def test_the_script_runs_and_starts_again_from_its_models(digits: Path, tmp_path
     again = json.loads((tmp_path / "out" / "gitrebasin_mnist_mlp.json").read_text())
     assert again["results"]["curves"] == first["results"]["curves"]
     assert min(first["results"]["training_seconds"]) > 0
-    assert again["results"]["training_seconds"] == [0, 0]
+    assert again["results"]["training_seconds"] == first["results"]["training_seconds"]
 
 
 def kept(split: str, path: str) -> Curve:
