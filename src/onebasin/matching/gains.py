@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import operator
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -84,7 +83,7 @@ class Level:
         is solved for is never permuted.
         """
         dims = (*self.batch(group), new(group), old(group))
-        parts = [*(term.contract(dims) for term in terms), *more]
-        if not parts:
-            return torch.zeros([self.spec.sizes[dim.group] for dim in dims])
-        return functools.reduce(operator.add, (part.to(parts[0].device) for part in parts))
+        total: Tensor | None = None
+        for part in itertools.chain((term.contract(dims) for term in terms), more):
+            total = part if total is None else total + part.to(total.device)
+        return torch.zeros([self.spec.sizes[dim.group] for dim in dims]) if total is None else total
