@@ -102,6 +102,7 @@ class Record:
                     found[label] = term
                 elif term.size != 1:
                     found[label] = unify(known, term)
-        if len(operands) > 1:
-            self.operations.append([list(zip(axes, labels, strict=True)) for axes, labels in operands])
-        return tuple(found[label] if label in found else leaf(1) for label in out)
+        result = tuple(found[label] if label in found else leaf(1) for label in out)
+        # The result counts as an operand: what is nested must find its parent on one label before and after.
+        self.operations.append([list(zip(axes, labels, strict=True)) for axes, labels in (*operands, (result, out))])
+        return result

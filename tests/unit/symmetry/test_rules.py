@@ -86,3 +86,21 @@ def test_learnt_starts_of_two_layers_stay_apart(kind: str) -> None:
     spec = found(Cell(kind, start=True, num_layers=2), 4, 6, 3)
     assert sorted(spec.sizes.values()) == [5], "the outputs of layer 1 go into layer 2 and out through one linear layer"
     assert spec.tensors["state"][0].size == 2
+
+
+class ParentElsewhere(nn.Module):
+    """The 5 columns of a weight meet 7 units on its rows, and 7 others, tied to them, behind the contraction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.mix, self.after = nn.Linear(3, 7), nn.Parameter(torch.randn(7, 5)), nn.Linear(35, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        square = self.before(x).unsqueeze(-1) * self.before(x).unsqueeze(-2)
+        return self.after(torch.einsum("bcd,cz->bzd", square, self.mix).flatten(1))
+
+
+def test_a_parent_must_stand_on_one_label_before_and_after() -> None:
+    spec = found(ParentElsewhere(), 4, 3)
+    assert spec.sizes == {"before": 7, "mix": 5}
+    assert spec.parents == {}
