@@ -22,9 +22,6 @@ import torch
 from torch import Tensor, nn
 
 import onebasin as ob
-from onebasin.checkpoints import provenance, read, save
-from onebasin.report.figures import barrier_figure
-from onebasin.report.record import dumps, record
 
 NAME = "gitrebasin_mnist_mlp"
 SEEDS = (0, 1)  # lam = 0, the reference, and lam = 1
@@ -83,14 +80,14 @@ def trained(seed: int, images: Tensor, labels: Tensor, epochs: int, folder: Path
     """Return trained weights and the seconds it took; take both from `folder` if they are there, keep them if not."""
     file = folder / f"{NAME}_seed{seed}_epochs{epochs}.safetensors" if folder else None
     if file and file.exists():
-        kept = read(file)
-        return kept.params, json.loads(kept.metadata["onebasin"])["seconds"]
+        return ob.load(file), json.loads(file.with_suffix(".json").read_text())["seconds"]
     start = time.perf_counter()
     params = train(seed, images, labels, epochs)
     seconds = time.perf_counter() - start
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save(file, params, provenance({"experiment": NAME, "seed": seed, "epochs": epochs, "seconds": seconds}))
+        file.with_suffix(".json").write_text(json.dumps({"seconds": seconds}))
+        ob.save(file, params)
     return params, seconds
 
 
@@ -144,10 +141,9 @@ def main(arguments: list[str] | None = None) -> None:
     }
     command = f"python experiments/{NAME}.py --data DIR --epochs {args.epochs}{' --models DIR' if args.models else ''}"
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"{NAME}.json").write_text(
-        dumps(record(command, settings, results, time.perf_counter() - begin)) + "\n", encoding="utf-8"
-    )
-    barrier_figure(curves).savefig(args.out / f"{NAME}.png", dpi=110)
+    record = ob.record(command, settings, results, time.perf_counter() - begin)
+    (args.out / f"{NAME}.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    ob.barrier_figure(curves).savefig(args.out / f"{NAME}.png", dpi=110)
 
 
 if __name__ == "__main__":
