@@ -13,8 +13,12 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from onebasin.errors import OneBasinError, ProofError
 from onebasin.spec import PermutationSpec
@@ -27,7 +31,6 @@ from zoo.shrink import shrink
 
 # Groups are permuted all together, this often, with new random parameters every time.
 DRAWS = 2
-ROUNDING = 1e-14
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Finding:
         exported: the traced program.
         difference: largest relative change of an output, over all draws; infinite if discovery broke down.
         problem: what is wrong, if anything.
-        jumps: whether the outputs change as much when parameters change by rounding errors only, so that nothing can be
-            compared: two equal numbers under an argmax, say.
+        jumps: whether rounding errors alone change the outputs as much, so that nothing can be compared: an argmax
+            that meets equal numbers, say.
     """
 
     spec: PermutationSpec | None
@@ -75,14 +78,35 @@ def examine(source: str, seed: int = 0) -> Finding:
 
 
 def jumps(trial: Trial) -> bool:
-    """Say whether rounding errors in the parameters change the outputs visibly."""
-    for _ in range(3):
-        noise = {name: torch.randn_like(value) for name, value in trial.params.items() if value.is_floating_point()}
-        near = {name: value * (1 + ROUNDING * noise.get(name, 0)) for name, value in trial.params.items()}
-        changed = trial.function(near, trial.inputs)
+    """Say whether rounding errors along the way change the outputs visibly."""
+    for number in range(3):
+        with RoundingErrors(number):
+            changed = trial.function(trial.params, trial.inputs)
         if any((a - b).abs().max() > TOLERANCE * b.abs().max() for a, b in zip(changed, trial.outputs, strict=True)):
             return True
     return False
+
+
+class RoundingErrors(TorchDispatchMode):
+    """Adds noise of the size of rounding errors to the result of every operation."""
+
+    SIZE = 1e-14
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(result.alias_info for result in func._schema.returns):
+            return out
+        return tree_map(self._disturbed, out)
+
+    def _disturbed(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        noise = torch.randn(value.shape, generator=self.generator, dtype=value.dtype)
+        return value + self.SIZE * (1 + value.abs()) * noise
 
 
 def _place(error: BaseException) -> str:

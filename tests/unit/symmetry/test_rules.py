@@ -102,5 +102,5 @@ class ParentElsewhere(nn.Module):
 
 def test_a_parent_must_stand_on_one_label_before_and_after() -> None:
     spec = found(ParentElsewhere(), 4, 3)
-    assert spec.sizes == {"before": 7, "mix": 5}
+    assert sorted(spec.sizes.values()) == [5, 7]
     assert spec.parents == {}
