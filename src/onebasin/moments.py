@@ -190,9 +190,9 @@ class CrossMoments:
 
 def _centred(batch: Tensor) -> tuple[Tensor, Tensor]:
     """Return deviations from the mean, and the mean. Two passes over the data: many times faster than var_mean."""
-    wide = batch.detach().double()
-    mean = wide.mean(_samples(batch))
-    return wide - mean.reshape(-1, *[1] * (batch.dim() - 2)), mean
+    own = batch.detach().to(torch.float64, copy=True)
+    mean = own.mean(_samples(batch))
+    return own.sub_(mean.reshape(-1, *[1] * (batch.dim() - 2))), mean
 
 
 def _samples(batch: Tensor) -> list[int]:
