@@ -77,6 +77,13 @@ def test_inputs_are_shapes_or_a_callable(factory: str, inputs: str, run: Run) ->
     assert "2 groups" in good(run(f"inspect --model net.py:{factory} --inputs {inputs}")).stdout
 
 
+def test_a_model_without_weights_has_a_spec_that_is_not_proved(run: Run) -> None:
+    ran = good(run("inspect --model net.py:without_weights --inputs 5x3"))
+    assert "2 groups" in ran.stdout
+    assert "not proved" in ran.stdout
+    assert good(run("inspect --model net.py:without_weights --inputs 5x3 --json")).document["proof"] is None
+
+
 def test_a_model_can_be_named_as_a_module_in_the_current_folder(run: Run, folder: Path) -> None:
     (folder / "a_module_of_mine.py").write_text("from torch import nn\nbuild = lambda: nn.Linear(3, 5)\n")
     assert good(run("inspect --model a_module_of_mine:build --inputs 2x3 --json")).document["groups"] == {}

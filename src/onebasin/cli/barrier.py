@@ -22,6 +22,7 @@ from onebasin.cli.options import (
     MatchingFlags,
     OutputFlags,
     has_batchnorm,
+    on_device_of,
     read_for,
 )
 from onebasin.cli.resolve import guarded, load_batches, load_callable
@@ -81,7 +82,7 @@ def barrier(
     run = Run(spec, (read_for(spec, a), read_for(spec, b)), settings, output)
     if output.dry_run:
         return run.plan()
-    reference, moved = (model.params for model in run.models)
+    reference, moved = (on_device_of(line.model, model.params) for model in run.models)
     with progress_bars() as progress:
         found = None if given else finished(align(spec, reference, moved, matching, progress=progress))
         chosen = given if found is None else found.permutation

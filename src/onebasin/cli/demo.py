@@ -90,7 +90,7 @@ def _pair(recipe: Recipe, seed: int, progress: Progress) -> Pair:
     a, b = (params_of(train(recipe, number, progress)) for number in (seed, seed + 1))
     model = recipe.build()
     spec = permutation_spec(model, (torch.zeros([int(size) for size in INPUTS.split("x")]),))
-    alignment = finished(align(spec, a, b, WeightMatching(seed=seed), progress=progress))
+    alignment = finished(align(spec, a, b, WeightMatching(), progress=progress))
     moved = alignment.permutation.apply(b)
     statistics = batches() if recipe.batchnorm else None
     merged = recompute_batchnorm(model, mean([a, moved]), batches())

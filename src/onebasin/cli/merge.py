@@ -13,6 +13,7 @@ from onebasin.cli.options import (
     MatchingFlags,
     OutputFlags,
     has_batchnorm,
+    on_device_of,
     read_for,
 )
 from onebasin.cli.resolve import guarded, load_batches
@@ -61,8 +62,9 @@ def merge(
         rows = {str(path): finished(found) for path, found in zip(models[1:], merged.alignments, strict=True)}
         params = merged.params
         if module is not None and batches is not None:
+            average = on_device_of(module, params)
             what = f"--batchnorm-data {batchnorm_data}"
-            params = guarded(lambda: recompute_batchnorm(module, merged.params, batches, progress), what)
+            params = guarded(lambda: recompute_batchnorm(module, average, batches, progress), what)
     if batches is None and has_batchnorm(spec):
         note("batch-norm statistics were averaged; give --batchnorm-data to recompute them for the merged network")
     results = {"alignments": {label: found.to_json() for label, found in rows.items()}}

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from cyclopts import Parameter
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from onebasin.checkpoints import Checkpoint, load_spec, read
 from onebasin.cli.resolve import load_inputs, load_model
@@ -16,9 +18,10 @@ from onebasin.cli.terminal import note
 from onebasin.cli.writing import check_targets
 from onebasin.errors import UsageError
 from onebasin.matching import WeightMatching
-from onebasin.params import Params, check_finite, check_shapes, params_of
+from onebasin.params import Params, check_finite, check_shapes, map_tensors, params_of
 from onebasin.spec import STATISTICS, PermutationSpec
 from onebasin.symmetry.discover import permutation_spec
+from onebasin.symmetry.export import ExampleInputs
 from onebasin.symmetry.prove import prove
 
 
@@ -55,12 +58,13 @@ class Architecture:
         if self.model is None:
             do = "name a model with its inputs, or write a spec once with `onebasin inspect --out spec.json`"
             raise UsageError("neither a model nor a spec", "--model with --inputs, or --spec", do)
-        inputs = load_inputs(self.inputs)
-        return permutation_spec(model or self.build(), inputs)
+        inputs = load_inputs(self.inputs)  # before the model: a misspelt shape is told at once
+        model = model or self.build()
+        return permutation_spec(model, _beside(model, inputs))
 
     def _proved(self, spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
         check_shapes(params_of(model), spec.shapes, f"--model {self.model}")
-        return replace(spec, proof=prove(model, spec, load_inputs(self.inputs)))
+        return replace(spec, proof=prove(model, spec, _beside(model, load_inputs(self.inputs))))
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,20 @@ def read_for(spec: PermutationSpec, path: Path) -> Checkpoint:
 def has_batchnorm(spec: PermutationSpec) -> bool:
     """Return whether the network has running statistics, which no average of two networks gets right."""
     return any(name.rpartition(".")[2] == "running_var" for name in spec.tensors)
+
+
+def on_device_of(model: nn.Module, params: Params) -> Params:
+    """Return `params` where `model` computes; a model without weights (meta device) computes wherever they are."""
+    device = _device(model)
+    return params if device.type == "meta" else map_tensors(params, lambda _, tensor: tensor.to(device))
+
+
+def _beside(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(_device(model)), inputs)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in params_of(model).values()), torch.device("cpu"))
 
 
 def _with_ties(params: Params, spec: PermutationSpec) -> Params:
