@@ -176,6 +176,7 @@ TOYS = [
     Case("weight_norm_hook", partial(toys.weight_norm, True), real(5, 3), (7, 5)),
     Case("spectral_norm", toys.spectral_norm, real(5, 3), (7, 5)),
     Case("squeeze_excite", toys.SqueezeExcite, real(2, 2, 5, 7), (7, 11, 3)),
+    Case("shuffle_units", toys.ShuffleUnits, real(2, 2, 5, 7), (3, 3, 6, 3, 3, 6)),
     Case("dead_parameters", wiring.DeadParameters, real(5, 3), (7,)),
     Case("glu", wiring.GLU, real(5, 3), (7, 11)),
     Case("cut_and_join", wiring.CutAndJoin, real(5, 3), (5, 2, 4, 5, 2, 2)),

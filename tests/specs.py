@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from onebasin.layout import Axis, Leaf, Product, Sum
+from onebasin.layout import Axis, Interleave, Leaf, Product, Sum
 from onebasin.params import Params
 from onebasin.spec import PermutationSpec
 
@@ -34,7 +34,7 @@ def flat_mlp() -> PermutationSpec:
 
 
 def flat_sums_and_products() -> PermutationSpec:
-    """Concatenations and grids: (3 fixed + 5 a + 7 b), (5 a x 4 pixels), a square weight on both axes."""
+    """Concatenations, grids, interleavings: (3 fixed + 5 a + 7 b), (5 a x 4 pixels), a square weight on both axes."""
     joined = Sum((Leaf(3), Leaf(5, "a"), Leaf(7, "b")))
     grid = Product((Leaf(5, "a"), Leaf(4)))
     of_sum = Product((Sum((Leaf(5, "a"), Leaf(7, "b"))), Leaf(2)))
@@ -43,8 +43,10 @@ def flat_sums_and_products() -> PermutationSpec:
         "grid": (joined, grid),
         "square": ("b", "b"),
         "inner": (of_sum,),
+        "shuffled": (Interleave((Leaf(5, "a"), Sum((Leaf(3), Leaf(2, "c"))))), None),
     }
-    return PermutationSpec.from_axes(axes, {"join": (2, 15), "grid": (15, 20), "square": (7, 7), "inner": (24,)})
+    shapes = {"join": (2, 15), "grid": (15, 20), "square": (7, 7), "inner": (24,), "shuffled": (10, 2)}
+    return PermutationSpec.from_axes(axes, shapes)
 
 
 def nested_heads() -> PermutationSpec:

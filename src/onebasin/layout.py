@@ -62,9 +62,17 @@ class Product:
 
 @dataclass(frozen=True)
 class Interleave:
-    """One position of each of `parts` in turn (a0 b0 a1 b1 ...), as a channel shuffle leaves them."""
+    """One position of each of `parts` in turn (a0 b0 a1 b1 ...), as a channel shuffle leaves them; all of one size."""
 
     parts: tuple[Axis, ...]
+
+    def __post_init__(self) -> None:
+        if len({part.size for part in self.parts}) > 1:
+            raise SpecError(
+                f"an interleaving {self} of parts with {', '.join(str(part.size) for part in self.parts)} positions",
+                "parts of one size, which take turns",
+                "cut the longer parts, and append what is left over in a Sum",
+            )
 
     @property
     def size(self) -> int:

@@ -91,7 +91,8 @@ class PermutationSpec:
             buffers: names of tensors that are not trained; default: the statistics of normalisation layers, by name.
 
         Raises:
-            SpecError: a tensor unknown to `shapes`, a wrong number of axes, or a group with two sizes.
+            SpecError: a tensor unknown to `shapes`, a wrong number of axes, a layout that does not fit its axis, or a
+                group with two sizes.
         """
         unknown = [name for name in axes if name not in shapes]
         if unknown:
@@ -261,10 +262,18 @@ def _read_axes(name: str, row: Iterable[str | Axis | None] | None, shape: tuple[
             "one entry per axis: a group name, None, or a layout",
             f"describe all {len(shape)} axes of {name}",
         )
-    return tuple(
+    axes = tuple(
         Leaf(size, entry, "" if entry else BY_HAND) if entry is None or isinstance(entry, str) else entry
         for entry, size in zip(entries, shape, strict=True)
     )
+    laid_out = tuple(axis.size for axis in axes)
+    if laid_out != tuple(shape):
+        raise SpecError(
+            f"{name} has shape {tuple(shape)}, but its layouts have {laid_out} positions",
+            "layouts with as many positions as their axes",
+            f"correct the sizes in the layouts of {name}",
+        )
+    return axes
 
 
 def _problems(spec: PermutationSpec) -> Iterator[str]:

@@ -43,6 +43,13 @@ def test_number_and_sizes_of_groups(case: Case) -> None:
 
 
 @every_case
+def test_every_spec_from_discovery_carries_its_proof(case: Case) -> None:
+    proof = spec_of(case).proof
+    assert proof is not None
+    assert proof < 1e-10
+
+
+@every_case
 @pytest.mark.skipif("nested" not in LANDED, reason="nested groups are not discovered yet")
 def test_nesting(case: Case) -> None:
     spec = spec_of(case)

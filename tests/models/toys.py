@@ -191,6 +191,23 @@ class UNet(nn.Module):
         return self.mix2(torch.cat((first, y), dim=1))
 
 
+class ShuffleUnits(nn.Module):
+    """Two units of ShuffleNetV2: 6 of 12 channels pass by, 6 are convolved; then both are interleaved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.head = nn.Conv2d(2, 12, 3), nn.Conv2d(12, 2, 1)
+        self.branches = nn.ModuleList(nn.Sequential(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU()) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.enter(x))
+        for branch in self.branches:
+            passing, convolved = x.chunk(2, dim=1)
+            x = torch.cat((passing, branch(convolved)), dim=1)
+            x = x.view(x.shape[0], 2, 6, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+        return self.head(x)
+
+
 class SqueezeExcite(nn.Module):
     """A residual stream, scaled per channel by a gate computed from its own mean."""
 

@@ -5,18 +5,20 @@ import torch
 
 from onebasin import layout
 from onebasin.errors import SpecError
-from onebasin.layout import Axis, Leaf, Product, Sum
+from onebasin.layout import Axis, Interleave, Leaf, Product, Sum
 
 HEADS = Product((Leaf(3, "head"), Leaf(5, "unit")))
+SHUFFLED = Interleave((Leaf(3, "a"), Leaf(3, None, "output")))
 FUSED = Sum((HEADS, Leaf(2, None, "output"), Leaf(7, "mlp")))
 
 
 def test_sizes() -> None:
-    assert (HEADS.size, FUSED.size, Product((FUSED, Leaf(4))).size) == (15, 24, 96)
+    assert (HEADS.size, FUSED.size, SHUFFLED.size, Product((FUSED, Leaf(4))).size) == (15, 24, 6, 96)
 
 
 def test_str_reads_as_algebra() -> None:
     assert str(FUSED) == "((head x unit) + 2 + mlp)"
+    assert str(SHUFFLED) == "(a | 3)"
 
 
 def test_leaves_from_left_to_right() -> None:
@@ -34,6 +36,7 @@ def test_reasons_do_not_make_leaves_differ() -> None:
         (Leaf(5), 5),
         (Leaf(5, "a"), 0),
         (FUSED, 2),
+        (SHUFFLED, 3),
         (Product((Leaf(5, "a"), Leaf(4))), 0),
         (Product((Sum((Leaf(5, "a"), Leaf(2))), Leaf(4))), 8),
     ],
@@ -48,7 +51,7 @@ def test_renamed() -> None:
     assert next(leaf.why for leaf in layout.leaves(layout.renamed(FUSED, names)) if leaf.group is None) == "output"
 
 
-@pytest.mark.parametrize("axis", [Leaf(3), Leaf(3, "a"), Leaf(3, None, "output"), HEADS, FUSED], ids=str)
+@pytest.mark.parametrize("axis", [Leaf(3), Leaf(3, "a"), Leaf(3, None, "output"), HEADS, FUSED, SHUFFLED], ids=str)
 def test_json_round_trip(axis: Axis) -> None:
     again = layout.from_json(layout.to_json(axis))
     assert again == axis
@@ -83,6 +86,16 @@ def test_blocks_cover_every_element_once() -> None:
     )
     assert sorted(torch.cat([view.flatten() for view, _ in found]).tolist()) == list(range(24 * 20))
     assert all(tuple(view.shape) == tuple(leaf.size for leaf in row) for view, row in found)
+
+
+def test_blocks_of_an_interleaving_take_turns() -> None:
+    found = [view.tolist() for view, _ in layout.blocks(torch.arange(6), (SHUFFLED,))]
+    assert found == [[0, 2, 4], [1, 3, 5]]
+
+
+def test_only_parts_of_one_size_take_turns() -> None:
+    with pytest.raises(SpecError, match="3, 2 positions"):
+        Interleave((Leaf(3, "a"), Leaf(2, "b")))
 
 
 def test_blocks_are_views() -> None:

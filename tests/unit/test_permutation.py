@@ -6,7 +6,7 @@ from helpers import clone
 from specs import SPECS, flat_mlp, flat_sums_and_products, nested_heads, random_params
 
 from onebasin.errors import ParamsError, SpecError
-from onebasin.layout import Leaf, Product, Sum
+from onebasin.layout import Interleave, Leaf, Product, Sum
 from onebasin.params import tied_names
 from onebasin.permutation import Permutation
 from onebasin.spec import PermutationSpec
@@ -28,6 +28,12 @@ def test_sums_move_part_by_part() -> None:
     spec = PermutationSpec.from_axes({"w": (Sum((Leaf(2), Leaf(3, "a"), Leaf(2, "b"))),)}, {"w": (7,)})
     p = Permutation(spec, {"a": torch.tensor([2, 0, 1]), "b": torch.tensor([1, 0])})
     assert p.apply({"w": torch.arange(7)})["w"].tolist() == [0, 1, 4, 2, 3, 6, 5]
+
+
+def test_interleaved_parts_move_each_on_its_own_places() -> None:
+    spec = PermutationSpec.from_axes({"w": (Interleave((Leaf(3, "a"), Leaf(3))),)}, {"w": (6,)})
+    p = Permutation(spec, {"a": torch.tensor([2, 0, 1])})
+    assert p.apply({"w": torch.arange(6)})["w"].tolist() == [4, 1, 0, 3, 2, 5]
 
 
 def test_products_move_whole_runs() -> None:
@@ -100,9 +106,11 @@ def test_unhashable() -> None:
 def test_every_problem_of_the_indices_is_listed() -> None:
     spec = flat_sums_and_products()
     with pytest.raises(SpecError) as caught:
-        Permutation(spec, {"a": torch.tensor([0, 0, 1, 2, 3]), "b": torch.arange(6), "c": torch.arange(2)})
+        Permutation(
+            spec, {"a": torch.tensor([0, 0, 1, 2, 3]), "b": torch.arange(6), "c": torch.arange(2), "d": torch.arange(2)}
+        )
     assert all(
-        part in str(caught.value) for part in ("a: repeated", "b: shape (6,) instead of (7,)", "c: no such group")
+        part in str(caught.value) for part in ("a: repeated", "b: shape (6,) instead of (7,)", "d: no such group")
     )
     with pytest.raises(SpecError, match="b: no indices"):
         Permutation(spec, {"a": torch.arange(5)})

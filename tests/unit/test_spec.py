@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from specs import NESTED, SPECS, flat_mlp, nested_deeply, nested_heads
 
 from onebasin.errors import SpecError
 from onebasin.layout import Leaf, Product, Sum
-from onebasin.spec import PermutationSpec
+from onebasin.spec import UNUSED, PermutationSpec
 
 SHAPES = {"fc1.weight": (7, 3), "fc1.bias": (7,), "fc2.weight": (2, 7)}
 AXES = {"fc1.weight": ("P0", None), "fc1.bias": ("P0",), "fc2.weight": (None, "P0")}
@@ -56,11 +57,18 @@ def test_a_group_twice_on_one_axis_is_listed_once() -> None:
         ({"fc9.weight": ("P0", None)}, "do not exist: fc9.weight"),
         ({"fc1.weight": ("P0",)}, "has 2 axes"),
         ({"fc1.weight": ("P0", "P0")}, "P0"),
+        ({"fc1.weight": (Leaf(5, "P0"), None)}, "positions"),
         ({"fc1.weight": ("P0", None), "fc2.weight": ("P0", None)}, "P0"),
     ],
-    ids=["unknown tensor", "wrong number of axes", "two sizes in one tensor", "two sizes in two tensors"],
+    ids=[
+        "unknown tensor",
+        "wrong number of axes",
+        "two sizes in one tensor",
+        "layout of another size",
+        "two sizes in two tensors",
+    ],
 )
-def test_from_axes_refuses(axes: dict[str, tuple[str | None, ...]], says: str) -> None:
+def test_from_axes_refuses(axes: dict[str, tuple[str | Leaf | None, ...]], says: str) -> None:
     with pytest.raises(SpecError, match=says):
         PermutationSpec.from_axes(axes, SHAPES)
 
@@ -109,6 +117,23 @@ def test_matched_names_each_tied_tensor_once() -> None:
     spec = PermutationSpec({"P0": 7}, tensors, ties=(("embed", "head"),))
     assert spec.matched == ("embed",)
     assert spec.covered() == pytest.approx(91 / 94)
+
+
+def test_dead_tensors_count_in_no_share() -> None:
+    dead = Leaf(100, None, UNUSED)
+    spec = PermutationSpec({"P0": 7}, {"w": (Leaf(7, "P0"),), "b": (Leaf(3, None, "output"),), "head": (dead, dead)})
+    assert (spec.unused, spec.trained) == (("head",), ("w", "b"))
+    assert spec.covered() == pytest.approx(0.7)
+
+
+def test_a_spec_says_how_well_it_is_proved() -> None:
+    spec = flat_mlp()
+    proved = replace(spec, proof=3e-16)
+    assert proved == spec, "the same symmetries"
+    assert "not proved" in str(spec)
+    assert "3e-16" in str(proved)
+    assert PermutationSpec.from_json(proved.to_json()).proof == 3e-16
+    assert PermutationSpec.from_json(spec.to_json()).proof is None
 
 
 def test_explain_names_groups_and_reasons() -> None:
