@@ -11,6 +11,7 @@ from cases import LANDED, SUPPORTED, Case, case, params, spec_of
 from helpers import difference, run
 from models.plain import mlp
 from specs import handwritten
+from torch import nn
 
 from onebasin.errors import ProofError
 from onebasin.layout import Axis, Leaf, Product
@@ -122,6 +123,23 @@ def test_the_proof_never_draws_the_identity(width: int, seed: int) -> None:
     wrong = handwritten(params_of(model), {"0.weight": ("a", None), "0.bias": ("a",)})
     with pytest.raises(ProofError, match="on their own: a"):
         prove(model, wrong, (torch.ones(2, 3),), seed=seed)
+
+
+class RootOfDifference(nn.Module):
+    """Finite for the pairs as they are, NaN where one of them is permuted alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = (nn.Parameter(torch.tensor([1.0, 100.0, 10000.0]) * scale) for scale in (1.0, 0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * torch.sqrt(self.large - self.small)).sum(1)
+
+
+def test_the_proof_refuses_outputs_that_turn_into_nan() -> None:
+    model = RootOfDifference()
+    with pytest.raises(ProofError):
+        prove(model, handwritten(params_of(model), {"large": ("a",)}), (torch.ones(2, 3),))
 
 
 def test_discovery_leaves_the_model_as_it_was() -> None:
