@@ -54,6 +54,16 @@ def test_discovery_is_deterministic(case: Case) -> None:
 
 
 @every_case
+def test_half_precision_and_train_mode_make_no_difference(case: Case) -> None:
+    from onebasin.symmetry.discover import permutation_spec
+
+    if case.deep:
+        pytest.skip("exports a whole architecture again")
+    model = case.model(dtype=torch.bfloat16).train()
+    assert permutation_spec(model, case.inputs(dtype=torch.bfloat16)) == spec_of(case)
+
+
+@every_case
 def test_a_permutation_of_another_spec_is_refused(case: Case) -> None:
     """Rows of one unit more belong to no group of this spec."""
     from onebasin.errors import SpecError
