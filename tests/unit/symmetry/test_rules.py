@@ -50,6 +50,33 @@ CASES: dict[str, tuple[Body, int, int, tuple[int, ...], list[int]]] = {
     "differences of neighbours": (lambda m, x: x.diff(dim=1), 5, 4, (1,), []),
     "a cumulative sum": (lambda m, x: x.cumsum(1), 5, 5, (1,), []),
     "a cumulative sum over others": (lambda m, x: x.cumsum(0), 5, 5, (1,), [5]),
+    "tensordot": (lambda m, x: torch.tensordot(x, m.weight, ([1], [0])), 5, 7, (5, 7), [7, 5]),
+    "tensordot over two axes": (
+        lambda m, x: torch.tensordot(x.unsqueeze(1) * x.unsqueeze(2), m.weight, ([1, 2], [1, 0])),
+        5, 7, (5, 5, 7), [7, 5],
+    ),
+    "bilinear": (lambda m, x: F.bilinear(x, torch.tanh(x), m.weight), 5, 7, (7, 5, 5), [7, 5]),
+    "cdist": (lambda m, x: torch.cdist(x, m.weight), 5, 7, (7, 5), [7, 5]),
+    "cosine similarity": (
+        lambda m, x: F.cosine_similarity(x.unsqueeze(1), m.weight, dim=2), 5, 7, (7, 5), [7, 5]
+    ),
+    "median": (lambda m, x: x.median(1, keepdim=True).values * m.weight, 5, 7, (7,), [7, 5]),
+    "median's place": (lambda m, x: x.median(1, keepdim=True).indices * m.weight, 5, 7, (7,), [7]),
+    "an alias": (lambda m, x: torch.multiply(x, m.weight), 5, 5, (5,), [5]),
+    "meshgrid": (
+        lambda m, x: torch.meshgrid(m.weight, torch.arange(4.0), indexing="xy")[0] * x.unsqueeze(2)[:, :4],
+        5, 7, (7,), [7],
+    ),
+    "pooled to one place": (
+        lambda m, x: F.adaptive_max_pool2d(x[:, :, None, None] * m.weight, 1).flatten(1), 5, 5, (5, 3, 7), [7, 5, 3]
+    ),
+    "the place of a maximum": (
+        lambda m, x: F.adaptive_max_pool2d(x[:, :, None, None] * m.weight, 1, return_indices=True)[1].flatten(1) * 0.1,
+        5, 5, (5, 3, 7), [5],
+    ),
+    "written into an empty tensor": (
+        lambda m, x: torch.empty_like(x).copy_(x) * m.weight, 5, 5, (5,), [5],
+    ),
 }  # fmt: skip
 
 

@@ -35,7 +35,8 @@ _TABLE: dict[Rule, str] = {
         lift_fresh lift_fresh_copy hardswish zero fill copy type_as __and__ __or__ __xor__ floor_divide nan_to_num where
         masked_fill relu6 _unsafe_masked_fill hardsigmoid gelu silu mish elu celu selu leaky_relu hardtanh softplus
         logsigmoid rrelu threshold softshrink hardshrink lerp addcmul addcdiv isfinite isnan isinf resolve_conj
-        resolve_neg rsub""",
+        resolve_neg rsub multiply divide true_divide subtract absolute negative greater greater_equal less less_equal
+        not_equal special_expit special_erf fix fmod remainder isclose polar complex""",
     pointwise.prelu: "prelu _prelu_kernel",
     pointwise.softmax: "softmax log_softmax _softmax _log_softmax _safe_softmax",
     pointwise.along_order: "cumsum cumprod cummax cummin logcumsumexp flip roll diff",
@@ -43,7 +44,8 @@ _TABLE: dict[Rule, str] = {
     reductions.reduce: """
         mean sum nansum prod amax amin aminmax any all var std var_mean std_mean logsumexp norm linalg_vector_norm
         count_nonzero""",
-    reductions.extreme: "max min",
+    reductions.extreme: "max min median nanmedian mode kthvalue",
+    reductions.similarity: "cosine_similarity",
     routing.chosen: "argmax argmin topk sort argsort",
     routing.grouped_matmul: "_grouped_mm transformers::grouped_mm_fallback",
     contractions.linear: "linear",
@@ -51,6 +53,9 @@ _TABLE: dict[Rule, str] = {
     contractions.inner: "inner",
     contractions.matmul_add: "addmm baddbmm addmv",
     contractions.outer: "outer ger",
+    contractions.tensordot: "tensordot",
+    contractions.bilinear: "bilinear",
+    contractions.distances: "cdist",
     contractions.einsum: "einsum",
     contractions.attention: "scaled_dot_product_attention",
     contractions.embedding: "embedding",
@@ -73,6 +78,7 @@ _TABLE: dict[Rule, str] = {
     views.repeat_interleave: "repeat_interleave",
     views.as_complex: "view_as_complex",
     views.as_real: "view_as_real",
+    views.meshgrid: "meshgrid",
     views.pixel_shuffle: "pixel_shuffle",
     views.pixel_unshuffle: "pixel_unshuffle",
     views.channel_shuffle: "channel_shuffle native_channel_shuffle",
@@ -101,10 +107,12 @@ _TABLE: dict[Rule, str] = {
     indexing.scatter: "scatter scatter_add scatter_reduce index_add index_copy index_fill",
     indexing.index_put: "index_put _unsafe_index_put",
     indexing.one_hot: "one_hot",
-    sources.fill: "zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full scalar_tensor",
+    sources.fill: """
+        zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full scalar_tensor empty empty_like
+        new_empty empty_strided new_empty_strided""",
     sources.created: """
-        arange linspace logspace eye empty empty_like new_empty empty_strided new_empty_strided rand rand_like randn
-        randn_like randint randperm normal tril_indices triu_indices""",
+        arange linspace logspace eye rand rand_like randn randn_like randint randperm normal tril_indices
+        triu_indices""",
     recurrent.recurrent: "lstm gru rnn_tanh rnn_relu",
 }
 

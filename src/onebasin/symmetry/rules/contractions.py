@@ -69,6 +69,39 @@ def outer(call: Call) -> Value:
     return Abstract(call.join([(call.tensor("self").axes, ["i"]), (call.tensor("vec2").axes, ["j"])], ["i", "j"]))
 
 
+def tensordot(call: Call) -> Value:
+    """Contract chosen axes of the first with chosen axes of the second."""
+    operands: list[Labelled] = []
+    out: list[Hashable] = []
+    for name, dims in (("self", "dims_self"), ("other", "dims_other")):
+        axes = call.tensor(name).axes
+        summed = [dim % len(axes) for dim in call[dims]]
+        labels: list[Hashable] = [summed.index(n) if n in summed else (name, n) for n in range(len(axes))]
+        operands.append((axes, labels))
+        out += [label for label in labels if isinstance(label, tuple)]
+    return Abstract(call.join(operands, out))
+
+
+def bilinear(call: Call) -> Value:
+    """y[..., o] = sum_ij a[..., i] W[o, i, j] b[..., j] + bias[o]."""
+    one, other, weight = (call.tensor(name) for name in ("input1", "input2", "weight"))
+    bias = call.optional("bias")
+    batch = list(range(len(one.axes) - 1))
+    operands: list[Labelled] = [(one.axes, [*batch, "i"]), (other.axes, [*batch, "j"]), (weight.axes, ["o", "i", "j"])]
+    if bias is not None:
+        operands.append((bias.axes, ["o"]))
+    return Abstract(call.join(operands, [*batch, "o"]))
+
+
+def distances(call: Call) -> Value:
+    """y[..., i, j] = distance of a[..., i, :] and b[..., j, :]."""
+    one, other = call.tensor("x1"), call.tensor("x2")
+    batch = list(range(len(call.shape) - 2))
+    pairs = ((one, "row"), (other, "column"))
+    operands = [(t.axes, [*batch[len(batch) - len(t.axes) + 2 :], name, "sum"]) for t, name in pairs]
+    return Abstract(call.join(operands, [*batch, "row", "column"]))
+
+
 def einsum(call: Call) -> Value:
     """Letters are labels; an ellipsis stands for axes counted from the right."""
     inputs, _, output = call["equation"].replace(" ", "").partition("->")

@@ -21,12 +21,22 @@ def reduce(call: Call) -> Value:
 
 
 def extreme(call: Call) -> Value:
-    """max and min: of two tensors pointwise, of one a reduction; where the index is used, a choice."""
+    """max, min, median and mode: of two tensors pointwise, of one a reduction; where the index is used, a choice."""
     if "other" in call.arguments:
         return pointwise(call)
-    if len(call.shapes) == 2 and _uses(call.node, 1):
+    if len(call.shapes) == 2 and uses(call.node, 1):
         return chosen(call)
     return reduce(call)
+
+
+def similarity(call: Call) -> Value:
+    """Cosine of two tensors along `dim`, which vanishes."""
+    operands = call.operands()
+    rank = max(len(value.axes) for value in operands)
+    labels = range(rank)
+    axes = call.join([(value.axes, labels[rank - len(value.axes) :]) for value in operands], labels)
+    call.hidden(axes)
+    return Abstract(_without(axes, [call.dim(rank)], False))
 
 
 def _dims(call: Call, rank: int) -> list[int]:
@@ -45,5 +55,6 @@ def _as_returned(call: Call, value: Abstract) -> Value:
     return value if isinstance(call.node.meta.get("val"), Tensor) else [value] * len(call.shapes)
 
 
-def _uses(node: fx.Node, number: int) -> bool:
+def uses(node: fx.Node, number: int) -> bool:
+    """Return whether result `number` of `node` is used."""
     return any(user.args[1:] == (number,) and user.users for user in node.users)

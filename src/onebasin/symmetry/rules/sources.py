@@ -8,7 +8,7 @@ from onebasin.symmetry.call import Call, Value
 
 
 def fill(call: Call) -> Value:
-    """zeros, ones, full and the like: every use may reorder them as it likes."""
+    """zeros, ones, full and the like: every use may reorder them as it likes; so it may what nothing was written to."""
     return Abstract(tuple(leaf(size) for size in call.shape), fill=True)
 
 

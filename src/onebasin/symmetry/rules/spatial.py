@@ -5,6 +5,7 @@ from __future__ import annotations
 from onebasin.symmetry.abstract import Abstract
 from onebasin.symmetry.axes import leaf, product
 from onebasin.symmetry.call import Call, Value
+from onebasin.symmetry.rules.reductions import uses
 
 PLACE = "places keep their order"
 
@@ -13,7 +14,7 @@ def pool(call: Call) -> Value:
     """Pools and resizes of the last axes, as many as the operation's name says; one output place sums them all."""
     x = call.tensor(next(iter(call.arguments)))
     rank = next(int(letter) for letter in call.name if letter.isdigit())
-    symmetric = "adaptive" in call.name and all(size == 1 for size in call.shape[-rank:])
+    symmetric = "adaptive" in call.name and all(size == 1 for size in call.shape[-rank:]) and not uses(call.node, 1)
     if not symmetric:
         call.freeze(x.axes[-rank:], PLACE)
     places = [leaf(1) if size == 1 else call.fixed(size, PLACE) for size in call.shape[-rank:]]

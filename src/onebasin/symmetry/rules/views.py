@@ -96,6 +96,20 @@ def as_real(call: Call) -> Value:
     return Abstract((*call.tensor("self").axes, call.fixed(2, "real and imaginary part")))
 
 
+def meshgrid(call: Call) -> Value:
+    """One result per vector, constant along all other axes."""
+    vectors = call.tensors("tensors")
+    places = list(range(len(vectors)))
+    if call.get("indexing") == "xy":
+        places[:2] = places[1::-1]
+    return [
+        Abstract(
+            tuple(vector.axes[0] if n == place and vector.axes else leaf(size) for n, size in enumerate(call.shape))
+        )
+        for vector, place in zip(vectors, places, strict=True)
+    ]
+
+
 def pixel_shuffle(call: Call) -> Value:
     """(c r r, h, w) -> (c, h r, w r)."""
     x, r = call.tensor("self"), int(call["upscale_factor"])
