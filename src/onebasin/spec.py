@@ -293,7 +293,7 @@ def _problems(spec: PermutationSpec) -> Iterator[str]:
 
 def _read_json(text: str) -> dict[str, Any]:
     keys = {"format", "version", "sizes", "parents", "buffers", "ties", "proof", "tensors", "taps"}
-    do = "write the spec with PermutationSpec.to_json or `onebasin inspect --json`"
+    do = "write the spec with PermutationSpec.to_json or `onebasin inspect --out`"
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:

@@ -33,11 +33,13 @@ class Architecture:
         model: Factory of the model, `package.module:name` or `path/to/file.py:name`, called without arguments.
         inputs: Shape of an input, as `2x3x32x32` or `2x16:int64` or `name=2x16:int64`, once per input; or a callable
             that returns the inputs, named like the model. Use a batch of 2 or more.
+        outputs: Names or numbers of the outputs that must be preserved; default: all of them.
         spec: Spec written by `onebasin inspect --out`, or by hand; with a model and inputs it is proved first.
     """
 
     model: str | None = None
     inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
     spec: Path | None = None
 
     def build(self) -> nn.Module:
@@ -60,11 +62,15 @@ class Architecture:
             raise UsageError("neither a model nor a spec", "--model with --inputs, or --spec", do)
         inputs = load_inputs(self.inputs)  # before the model: a misspelt shape is told at once
         model = model or self.build()
-        return permutation_spec(model, _beside(model, inputs))
+        return permutation_spec(model, _beside(model, inputs), outputs=self._held())
 
     def _proved(self, spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
         check_shapes(params_of(model), spec.shapes, f"--model {self.model}")
-        return replace(spec, proof=prove(model, spec, _beside(model, load_inputs(self.inputs))))
+        inputs = _beside(model, load_inputs(self.inputs))
+        return replace(spec, proof=prove(model, spec, inputs, outputs=self._held()))
+
+    def _held(self) -> tuple[int | str, ...] | None:
+        return tuple(int(name) if name.isdecimal() else name for name in self.outputs) or None
 
 
 @dataclass(frozen=True)

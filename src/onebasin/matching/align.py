@@ -12,7 +12,7 @@ from onebasin.matching.weight import WeightMatching
 from onebasin.params import check_finite, check_shapes
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
-from onebasin.spec import PermutationSpec
+from onebasin.spec import STATISTICS, PermutationSpec
 
 
 def align(
@@ -42,7 +42,9 @@ def align(
     """
     for params, what in ((params_a, "the reference"), (params_b, "the moved model")):
         check_shapes(params, spec.shapes, what)
-        check_finite(params, what)
+        # Other buffers may hold infinities on purpose (attention masks).
+        numbers = [name for name in params if name not in spec.buffers or name.rpartition(".")[2] in STATISTICS]
+        check_finite({name: params[name] for name in numbers}, what)
     if start is not None and start.spec != spec:
         raise SpecError(
             "a start for another spec", "a permutation of the spec given", "build it with Permutation(spec, ...)"

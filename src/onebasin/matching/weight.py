@@ -21,7 +21,7 @@ class WeightMatching:
     with their units but are not matched, tied tensors count once. Half precision is accumulated in float32.
 
     Args:
-        seed: of the order in which groups are visited.
+        seed: seed of the order in which groups are visited.
         max_sweeps: default from ainsworth2023's code.
         faq_steps: for groups that stand on two axes of one tensor (recurrent layers); see `CoordinateDescent`.
 

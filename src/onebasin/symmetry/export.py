@@ -194,7 +194,7 @@ def _held(program: ExportedProgram, outputs: Outputs) -> tuple[fx.Node, ...]:
     unknown = [str(key) for key in wanted if key not in keys]
     if unknown:
         raise DiscoveryError(
-            f"no output is called {listing(unknown)}", f"among: {listing(map(str, keys))}", "correct `outputs`"
+            f"no output is called {listing(unknown)}", f"one of: {listing(map(str, keys))}", "correct `outputs`"
         )
     return tuple(nodes[names[keys[key]]] for key in wanted if names[keys[key]] in nodes)
 
