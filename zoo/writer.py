@@ -89,6 +89,8 @@ class Writer:
     def layer(self, source: str) -> str:
         """Write a layer or parameter; return the expression that stands for it."""
         name = f"self.a{len(self.layers)}"
+        if hasattr(self.module, f"a{len(self.layers)}"):  # left from an operation that did not fit
+            delattr(self.module, f"a{len(self.layers)}")
         exec(f"{name} = {source}", self.scope)
         self.layers.append(f"{name} = {source}")
         return name

@@ -42,7 +42,9 @@ def select(call: Call) -> Value:
     """One position of `dim`, which vanishes."""
     size = call["self"].shape
     dim = call.dim(len(size))
-    index = int(call["index"]) % size[dim]
+    if not isinstance(call["index"], int):
+        return call.frozen("a position that depends on data is taken")
+    index = call["index"] % size[dim]
     return _dropped(pieces(call, dim, [index, 1, size[dim] - index - 1])[1], dim)
 
 
