@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +43,7 @@ class Row:
 
     Args:
         name: of the set-up.
-        sizes: sizes of the groups, the most frequent form: "48^2 32 8^4" is two groups of 48, one of 32, four of 8.
+        shapes: of all groups: "48^2 32 4x8^3" is two groups of 48, one of 32, three of 8 units under each of 4 parents.
         groups: number of groups.
         nested: number of groups with an own permutation for each unit of another.
         covered: share of trained elements that at least one group moves.
@@ -56,7 +55,7 @@ class Row:
     """
 
     name: str
-    sizes: str
+    shapes: str
     groups: int
     nested: int
     covered: float
@@ -102,7 +101,7 @@ def measure(setup: Setup, seed: int = 0) -> Row:
     clock.append(time.perf_counter())
     return Row(
         setup.name,
-        sizes_text(spec.sizes),
+        shapes_text(spec),
         len(spec.sizes),
         len(spec.parents),
         spec.covered(),
@@ -114,10 +113,11 @@ def measure(setup: Setup, seed: int = 0) -> Row:
     )
 
 
-def sizes_text(sizes: Mapping[Any, int]) -> str:
-    """Write sizes with their counts, the largest first."""
-    counts = sorted(Counter(sizes.values()).items(), reverse=True)
-    return " ".join(f"{size}^{count}" if count > 1 else str(size) for size, count in counts)
+def shapes_text(spec: PermutationSpec) -> str:
+    """Write the shapes of all index arrays, the largest groups first: "48 3x8^2" is 48 units, and twice 8 under 3."""
+    shapes = Counter(tuple(reversed(spec.index_shape(name))) for name in spec.sizes)
+    texts = [("x".join(map(str, reversed(shape))), count) for shape, count in sorted(shapes.items(), reverse=True)]
+    return " ".join(f"{text}^{count}" if count > 1 else text for text, count in texts)
 
 
 def log10_shared(spec: PermutationSpec) -> float:

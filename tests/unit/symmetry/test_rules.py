@@ -115,6 +115,27 @@ def test_learnt_starts_of_two_layers_stay_apart(kind: str) -> None:
     assert spec.tensors["state"][0].size == 2
 
 
+class Steps(nn.Module):
+    """Two steps of a cell; the second begins with a learnt state too."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.cell, self.after, self.start = getattr(nn, kind)(3, 5), nn.Linear(5, 2), nn.Parameter(torch.randn(4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.cell(x)
+        if isinstance(state, tuple):
+            return self.after(self.cell(x, (state[0] + self.start, state[1]))[0])
+        return self.after(self.cell(x, state + self.start))
+
+
+@pytest.mark.parametrize("kind", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_a_cell_has_one_group(kind: str) -> None:
+    spec = found(Steps(kind), 4, 3)
+    assert list(spec.sizes.values()) == [5]
+    assert [axis.group for axis in spec.tensors["start"]] == [None, *spec.sizes], "examples keep their order"
+
+
 class ParentElsewhere(nn.Module):
     """The 5 columns of a weight meet 7 units on its rows, and 7 others, tied to them, behind the contraction."""
 

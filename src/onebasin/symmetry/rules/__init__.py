@@ -114,6 +114,7 @@ _TABLE: dict[Rule, str] = {
         arange linspace logspace eye rand rand_like randn randn_like randint randperm normal tril_indices
         triu_indices""",
     recurrent.recurrent: "lstm gru rnn_tanh rnn_relu",
+    recurrent.one_step: "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
 }
 
 RULES: dict[str, Rule] = {

@@ -8,7 +8,7 @@ from onebasin.symmetry.abstract import Abstract, Blocks
 from onebasin.symmetry.axes import Term, concat, leaf, split_product, unify
 from onebasin.symmetry.call import Call, Value
 
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+GATES = {"lstm": 4, "gru": 3}  # all others have one
 
 
 def recurrent(call: Call) -> Value:
@@ -38,9 +38,21 @@ def recurrent(call: Call) -> Value:
     return [Abstract(layer_input), *finals[: len(call.shapes) - 1]]
 
 
+def one_step(call: Call) -> Value:
+    """LSTMCell, GRUCell and RNNCell: one layer, one direction, one step."""
+    x = call.tensor("input")
+    names = ("w_ih", "w_hh", "b_ih", "b_hh")
+    out, _ = _cell(call, x.axes, [value for value in map(call.optional, names) if value is not None])
+    labels = ["batch", "unit"]
+    for state in call.tensors("hx") if isinstance(call["hx"], (list, tuple)) else [call.tensor("hx")]:
+        call.join([(state.axes, labels), ((*x.axes[:-1], out), labels)], labels)
+    found = [Abstract((*x.axes[:-1], out)) for _ in call.shapes]
+    return found if isinstance(call.node.meta.get("val"), (list, tuple)) else found[0]
+
+
 def _cell(call: Call, x: Sequence[Term], cell: Sequence[Abstract]) -> tuple[Term, Term]:
     """Return the terms of the output and of the cell state."""
-    gates = GATES[call.name]
+    gates = GATES.get(call.name.removesuffix("_cell"), 1)
     rows = cell[0].axes[0].size
     projection = cell[-1] if cell[-1].axes[0].size != rows else None
     stacked = [t for t in cell if t.axes[0].size == rows]
