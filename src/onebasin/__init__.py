@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from onebasin.layout import Product as Product
     from onebasin.layout import Sum as Sum
     from onebasin.matching import Alignment as Alignment
+    from onebasin.matching import CoordinateDescent as CoordinateDescent
+    from onebasin.matching import FrankWolfe as FrankWolfe
     from onebasin.matching import StopReason as StopReason
     from onebasin.matching import WeightMatching as WeightMatching
     from onebasin.matching.align import align as align
@@ -64,6 +66,8 @@ _HOME = {
     "load_spec": "checkpoints",
     "load_permutation": "checkpoints",
     "WeightMatching": "matching",
+    "CoordinateDescent": "matching",
+    "FrankWolfe": "matching",
     "align": "matching.align",
     "Alignment": "matching",
     "StopReason": "matching",

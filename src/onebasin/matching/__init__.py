@@ -3,7 +3,9 @@
 from onebasin.matching.align import align
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
 from onebasin.matching.coordinate_descent import CoordinateDescent
+from onebasin.matching.frank_wolfe import FrankWolfe
 from onebasin.matching.objective import Feature, Objective
+from onebasin.matching.solvers import Solver
 from onebasin.matching.weight import WeightMatching
 
 __all__ = [
@@ -11,8 +13,10 @@ __all__ = [
     "Certificate",
     "CoordinateDescent",
     "Feature",
+    "FrankWolfe",
     "Matcher",
     "Objective",
+    "Solver",
     "StopReason",
     "WeightMatching",
     "align",

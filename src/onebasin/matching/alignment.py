@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
+from onebasin.matching.assignment import Assignment
 from onebasin.params import Params
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress
@@ -33,6 +34,15 @@ class Certificate:
 
     gap: float = 0.0
     assignments: int = 0
+
+    @classmethod
+    def of(cls, found: Assignment) -> Certificate:
+        """Return how sure a batch of assignments is."""
+        return cls(max(found.gap.flatten().tolist(), default=0.0), found.gap.numel())
+
+    def __add__(self, other: Certificate) -> Certificate:
+        """Return how sure the assignments of both are."""
+        return Certificate(max(self.gap, other.gap), self.assignments + other.assignments)
 
 
 class Matcher(Protocol):
@@ -68,11 +78,15 @@ class Alignment:
     matcher: Matcher
     seconds: float
 
+    def settings(self) -> dict[str, Any]:
+        """Return the fields of the matcher that its repr shows; others are no settings (data it was given)."""
+        return _settings(self.matcher)
+
     def to_json(self) -> dict[str, Any]:
         """Return everything but the permutation (which has its own `to_json`) as plain JSON values."""
         return {
             "matcher": type(self.matcher).__name__,
-            "settings": dataclasses.asdict(self.matcher) if dataclasses.is_dataclass(self.matcher) else {},
+            "settings": self.settings(),
             "objective": list(self.objective),
             "stop": self.stop.name,
             "why": self.stop.value,
@@ -94,3 +108,12 @@ class Alignment:
                 f"largest relative duality gap {self.certificate.gap:.1e}",
             ]
         )
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    """Return settings as JSON has them; one that has settings itself (a solver, say) as its name with those."""
+    shown = [field.name for field in dataclasses.fields(value) if field.repr] if dataclasses.is_dataclass(value) else []
+    given = {name: getattr(value, name) for name in shown}
+    return {
+        k: {"name": type(v).__name__, **_settings(v)} if dataclasses.is_dataclass(v) else v for k, v in given.items()
+    }

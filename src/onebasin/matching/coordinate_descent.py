@@ -130,8 +130,7 @@ class _Run:
     def solve(self, gains: Tensor) -> Assignment:
         """Solve assignments, and note how sure they are."""
         found = solve(gains)
-        worst = max([self.certificate.gap, *found.gap.flatten().tolist()])
-        self.certificate = Certificate(worst, self.certificate.assignments + found.gap.numel())
+        self.certificate += Certificate.of(found)
         return found
 
 

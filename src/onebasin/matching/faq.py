@@ -45,14 +45,14 @@ def faq(
         ahead = level.gains(level.free(terms, {**others, group: Labelled(index, dims)}, group), group) - gradient
         towards = torch.zeros_like(soft).scatter_(-1, index[..., None].to(soft.device), 1.0) - soft
         slope, curvature = (gradient * towards).sum((-2, -1)), (ahead * towards).sum((-2, -1)) / 2
-        length = _line_search(slope, curvature)[..., None, None]
+        length = line_search(slope, curvature)[..., None, None]
         soft, gradient = soft + length * towards, gradient + length * ahead
         if (slope <= TOLERANCE * gradient.abs().amax(-1).sum(-1)).all():
             break
     return Labelled(solve(soft).index, dims)
 
 
-def _line_search(slope: Tensor, curvature: Tensor) -> Tensor:
+def line_search(slope: Tensor, curvature: Tensor) -> Tensor:
     """Return the t in [0, 1] that maximises slope t + curvature t^2, for slope >= 0."""
     inside = (-slope / (2 * curvature.clamp_max(-torch.finfo(slope.dtype).tiny))).clamp(0, 1)
     return torch.where(curvature < 0, inside, (slope + curvature > 0).to(slope))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from onebasin.matching.alignment import Alignment
 from onebasin.matching.coordinate_descent import CoordinateDescent
 from onebasin.matching.objective import Feature, Objective
+from onebasin.matching.solvers import Solver, SolverName, solver_of
 from onebasin.params import Params
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
@@ -24,6 +25,8 @@ class WeightMatching:
         seed: seed of the order in which groups are visited.
         max_sweeps: default from ainsworth2023's code.
         faq_steps: for groups that stand on two axes of one tensor (recurrent layers); see `CoordinateDescent`.
+        solver: the paper's coordinate descent, `"frank-wolfe"` (coordinate descent from where it ends: see
+            `FrankWolfe`), or a solver with settings of its own, which then count alone.
 
     Source: ainsworth2023, section 3.2 and Alg. 1.
     Differs: see `CoordinateDescent`.
@@ -32,6 +35,7 @@ class WeightMatching:
     seed: int = 0
     max_sweeps: int = 100
     faq_steps: int = 30
+    solver: SolverName | Solver = "coordinate-descent"
 
     def objective(self, spec: PermutationSpec, params_a: Params, params_b: Params) -> Objective:
         """Return the objective with the weights themselves as features."""
@@ -45,6 +49,6 @@ class WeightMatching:
         start: Permutation,
         progress: Progress = silent,
     ) -> Alignment:
-        """Match by coordinate descent from `start`."""
-        solver = CoordinateDescent(self.seed, self.max_sweeps, self.faq_steps)
+        """Maximise the objective from `start` on."""
+        solver = solver_of(self.solver, CoordinateDescent(self.seed, self.max_sweeps, self.faq_steps))
         return solver.maximise(self.objective(spec, params_a, params_b), start, self, progress)

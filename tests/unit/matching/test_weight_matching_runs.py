@@ -175,7 +175,8 @@ def test_an_alignment_tells_about_itself() -> None:
     spec = wide_mlp()
     found = align(spec, random_params(spec, 0), random_params(spec, 1), WeightMatching(seed=5))
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert (told["matcher"], told["settings"]) == ("WeightMatching", {"seed": 5, "max_sweeps": 100, "faq_steps": 30})
+    settings = {"seed": 5, "max_sweeps": 100, "faq_steps": 30, "solver": "coordinate-descent"}
+    assert (told["matcher"], told["settings"]) == ("WeightMatching", settings)
     assert (told["stop"], told["why"]) == ("CONVERGED", StopReason.CONVERGED.value)
     assert tuple(told["objective"]) == found.objective
     for part in ("WeightMatching", StopReason.CONVERGED.value, "3 of 3 groups moved", "duality gap"):
