@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from onebasin.matching import Alignment as Alignment
     from onebasin.matching import CoordinateDescent as CoordinateDescent
     from onebasin.matching import FrankWolfe as FrankWolfe
+    from onebasin.matching import Hybrid as Hybrid
     from onebasin.matching import StopReason as StopReason
     from onebasin.matching import WeightMatching as WeightMatching
     from onebasin.matching.align import align as align
@@ -66,6 +67,7 @@ _HOME = {
     "load_spec": "checkpoints",
     "load_permutation": "checkpoints",
     "WeightMatching": "matching",
+    "Hybrid": "matching",
     "CoordinateDescent": "matching",
     "FrankWolfe": "matching",
     "align": "matching.align",

@@ -4,6 +4,7 @@ from onebasin.matching.align import align
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
 from onebasin.matching.coordinate_descent import CoordinateDescent
 from onebasin.matching.frank_wolfe import FrankWolfe
+from onebasin.matching.hybrid import Hybrid
 from onebasin.matching.objective import Feature, Objective
 from onebasin.matching.solvers import Solver
 from onebasin.matching.weight import WeightMatching
@@ -14,6 +15,7 @@ __all__ = [
     "CoordinateDescent",
     "Feature",
     "FrankWolfe",
+    "Hybrid",
     "Matcher",
     "Objective",
     "Solver",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onebasin.matching.alignment import Alignment
+from onebasin.matching.alignment import Alignment, Matcher
 from onebasin.matching.coordinate_descent import CoordinateDescent
-from onebasin.matching.objective import Feature, Objective
+from onebasin.matching.features import FeatureName, features_of
+from onebasin.matching.objective import Objective
 from onebasin.matching.solvers import Solver, SolverName, solver_of
 from onebasin.params import Params
 from onebasin.permutation import Permutation
@@ -27,6 +28,7 @@ class WeightMatching:
         faq_steps: for groups that stand on two axes of one tensor (recurrent layers); see `CoordinateDescent`.
         solver: the paper's coordinate descent, `"frank-wolfe"` (coordinate descent from where it ends: see
             `FrankWolfe`), or a solver with settings of its own, which then count alone.
+        features: "raw", the paper's: the weights themselves; "unit": every tensor counts alike; see `features_of`.
 
     Source: ainsworth2023, section 3.2 and Alg. 1.
     Differs: see `CoordinateDescent`.
@@ -36,10 +38,16 @@ class WeightMatching:
     max_sweeps: int = 100
     faq_steps: int = 30
     solver: SolverName | Solver = "coordinate-descent"
+    features: FeatureName = "raw"
 
     def objective(self, spec: PermutationSpec, params_a: Params, params_b: Params) -> Objective:
-        """Return the objective with the weights themselves as features."""
-        return Objective(spec, tuple(Feature(name, params_a[name], params_b[name]) for name in spec.matched))
+        """Return the objective, with the weights as features."""
+        return Objective(spec, features_of(self.features, spec, params_a, params_b))
+
+    def solve(self, objective: Objective, start: Permutation, matcher: Matcher, progress: Progress) -> Alignment:
+        """Maximise any objective with the solver chosen here; `matcher` is noted in the result."""
+        descent = CoordinateDescent(self.seed, self.max_sweeps, self.faq_steps)
+        return solver_of(self.solver, descent).maximise(objective, start, matcher, progress)
 
     def match(
         self,
@@ -50,5 +58,4 @@ class WeightMatching:
         progress: Progress = silent,
     ) -> Alignment:
         """Maximise the objective from `start` on."""
-        solver = solver_of(self.solver, CoordinateDescent(self.seed, self.max_sweeps, self.faq_steps))
-        return solver.maximise(self.objective(spec, params_a, params_b), start, self, progress)
+        return self.solve(self.objective(spec, params_a, params_b), start, self, progress)

@@ -175,7 +175,7 @@ def test_an_alignment_tells_about_itself() -> None:
     spec = wide_mlp()
     found = align(spec, random_params(spec, 0), random_params(spec, 1), WeightMatching(seed=5))
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    settings = {"seed": 5, "max_sweeps": 100, "faq_steps": 30, "solver": "coordinate-descent"}
+    settings = {"seed": 5, "max_sweeps": 100, "faq_steps": 30, "solver": "coordinate-descent", "features": "raw"}
     assert (told["matcher"], told["settings"]) == ("WeightMatching", settings)
     assert (told["stop"], told["why"]) == ("CONVERGED", StopReason.CONVERGED.value)
     assert tuple(told["objective"]) == found.objective
