@@ -101,9 +101,10 @@ class Call:
         """Declare a tensor that the operation computes inside, such as the statistics of a norm."""
         self.context.record.tensors.append(tuple(terms))
 
-    def tap(self, key: str, axes: Sequence[Term]) -> None:
-        """Note that units can be read where this operand was made, unless it is a parameter."""
-        source = next((arg for name, arg in schema_arguments(self.node) if name == key), None)
+    def tap(self, key: str, axes: Sequence[Term], number: int | None = None) -> None:
+        """Note that units can be read where this operand (of a list, its `number`) was made, unless a parameter."""
+        source: Any = next((arg for name, arg in schema_arguments(self.node) if name == key), None)
+        source = source if number is None else source[number]
         if isinstance(source, fx.Node) and source.op == "call_function":
             self.context.taps[source.name] = tuple(axes)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from onebasin.spec import PermutationSpec
 from onebasin.symmetry.build import build_spec, movable_buffers
-from onebasin.symmetry.export import ExampleInputs, Outputs, decompose, export
+from onebasin.symmetry.export import ExampleInputs, Exported, Outputs, decompose, export
 from onebasin.symmetry.interpret import interpret
 from onebasin.symmetry.nesting import nest
 from onebasin.symmetry.prove import drop_unsound
@@ -34,10 +36,20 @@ def permutation_spec(
         DiscoveryError: the model rejects the inputs or cannot be traced.
     """
     exported = export(model, example_inputs, outputs)
+    _, spec = lay_out(model, exported, outputs, buffers)
+    return drop_unsound(exported, spec)
+
+
+def lay_out(
+    model: nn.Module, exported: Exported, outputs: Outputs = None, buffers: Iterable[str] = ()
+) -> tuple[Exported, PermutationSpec]:
+    """Return the spec of a traced model, not proved yet, and the graph that holds its taps.
+
+    It is another graph than the given one where operators without a rule of their own were decomposed.
+    """
     moving = movable_buffers(model, exported) | frozenset(buffers)
     found = interpret(exported, moving)
     simpler = decompose(exported, [node.target for node in found.unknown.values()], outputs)
     if simpler is not None:
-        found = interpret(simpler, moving)
-    spec = build_spec(model, found, nest(found.record))
-    return drop_unsound(exported, spec)
+        exported, found = simpler, interpret(simpler, moving)
+    return exported, build_spec(model, found, nest(found.record))

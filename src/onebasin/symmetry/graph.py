@@ -20,6 +20,8 @@ COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 def graph_function(exported: Exported, nodes: Iterable[fx.Node], dtype: torch.dtype | None = None) -> GraphFunction:
     """Return `function(params, flat_inputs) -> values of nodes`, without building a module.
 
+    A value that the graph overwrites later is read as its first reader sees it.
+
     With `dtype` every floating type named in the graph becomes that one, so that a model which casts to float32 inside
     (as RMSNorm of Hugging Face models does) runs in float64 throughout.
     """
@@ -64,6 +66,18 @@ def random_inputs(exported: Exported, dtype: torch.dtype, generator: torch.Gener
     return [draw(value) for value in flat_inputs(exported)]
 
 
+def mutates(node: fx.Node) -> bool:
+    """Return whether `node` writes into one of its operands."""
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Return whether the value of `node` shares memory with an operand."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(out.alias_info is not None for out in schema.returns)
+
+
 def _argument(
     exported: Exported, slot: str, params: Mapping[str, Tensor], inputs: Any, dtype: torch.dtype | None
 ) -> Any:
@@ -80,10 +94,19 @@ def _argument(
 
 def _return_only(graph: fx.Graph, wanted: list[fx.Node]) -> None:
     output = next(node for node in graph.nodes if node.op == "output")
-    output.args = (tuple(wanted),)
+    output.args = (tuple(map(_kept, wanted) if any(map(mutates, graph.nodes)) else wanted),)
     for node in list(graph.nodes):
         if "_assert" in str(node.target):
             graph.erase_node(node)
+
+
+def _kept(node: fx.Node) -> fx.Node:
+    """Copy a value where it is read first, so that what is written into its memory afterwards does not change it."""
+    if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
+        return node
+    readers = (user for user in node.users if not mutates(user) and not is_view(user))
+    with node.graph.inserting_before(next(readers, node.next)):
+        return node.graph.call_function(torch.ops.aten.clone.default, (node,))
 
 
 def _retype(graph: fx.Graph, dtype: torch.dtype) -> None:

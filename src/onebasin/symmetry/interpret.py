@@ -15,6 +15,7 @@ from onebasin.symmetry.abstract import Abstract, Blocks, Record
 from onebasin.symmetry.axes import Term, freeze, leaf
 from onebasin.symmetry.call import Call, Context, Cuts, Value, flat, schema_arguments
 from onebasin.symmetry.export import Exported, location
+from onebasin.symmetry.graph import is_view, mutates
 from onebasin.symmetry.rules import routing
 
 # Two runs were enough for every model seen; each run can only add cuts at new offsets, so this bound is never felt.
@@ -57,7 +58,7 @@ def interpret(exported: Exported, moving_buffers: frozenset[str]) -> Interpretat
 
 def live_nodes(graph: fx.Graph, held: Iterable[fx.Node]) -> set[fx.Node]:
     """Return the nodes that the held outputs depend on; operations that write into a tensor count as outputs."""
-    waiting = [*held, *(node for node in graph.nodes if _mutates(node))]
+    waiting = [*held, *(node for node in graph.nodes if mutates(node))]
     live: set[fx.Node] = set()
     while waiting:
         node = waiting.pop()
@@ -217,7 +218,7 @@ def _known(value: Tensor, shape: tuple[int, ...], why: str, node: fx.Node) -> Ab
 def _fold(node: fx.Node, arguments: Mapping[str, Value]) -> Value | None:
     """Compute an operation on constants alone, so that its value is known to the rules that look at it."""
     out = node.meta.get("val")
-    if not isinstance(out, Tensor) or out.numel() > MAX_CONSTANT or _mutates(node):
+    if not isinstance(out, Tensor) or out.numel() > MAX_CONSTANT or mutates(node):
         return None
     values = list(flat(arguments))
     operands = [value for value in values if isinstance(value, (Abstract, Blocks))]
@@ -241,19 +242,13 @@ def _fold(node: fx.Node, arguments: Mapping[str, Value]) -> Value | None:
     return _known(result, tuple(map(int, out.shape)), f"made in the forward pass ({location(node)})", node)
 
 
-def _mutates(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
-
-
 def _written_to(node: fx.Node) -> bool:
     """Return whether an operation writes into this tensor or into a view of it."""
     return any(
-        (_mutates(user) and user.args[:1] == (node,)) or (_views(user, node) and _written_to(user))
+        (mutates(user) and user.args[:1] == (node,)) or (_views(user, node) and _written_to(user))
         for user in node.users
     )
 
 
 def _views(user: fx.Node, node: fx.Node) -> bool:
-    schema = getattr(user.target, "_schema", None)
-    return schema is not None and user.args[:1] == (node,) and any(out.alias_info is not None for out in schema.returns)
+    return user.args[:1] == (node,) and is_view(user)

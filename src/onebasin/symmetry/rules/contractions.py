@@ -60,6 +60,8 @@ def inner(call: Call) -> Value:
     left, right = [[(name, number) for number in range(len(t.axes) - 1)] for name, t in (("a", one), ("b", other))]
     if not one.axes or not other.axes:
         return pointwise(call)
+    call.tap("self", one.axes)
+    call.tap("other", other.axes)
     axes = call.join([(one.axes, [*left, "sum"]), (other.axes, [*right, "sum"])], [*left, *right])
     return Abstract(axes)
 
@@ -78,6 +80,7 @@ def tensordot(call: Call) -> Value:
         summed = [dim % len(axes) for dim in call[dims]]
         labels: list[Hashable] = [summed.index(n) if n in summed else (name, n) for n in range(len(axes))]
         operands.append((axes, labels))
+        call.tap(name, axes)
         out += [label for label in labels if isinstance(label, tuple)]
     return Abstract(call.join(operands, out))
 
@@ -90,6 +93,8 @@ def bilinear(call: Call) -> Value:
     operands: list[Labelled] = [(one.axes, [*batch, "i"]), (other.axes, [*batch, "j"]), (weight.axes, ["o", "i", "j"])]
     if bias is not None:
         operands.append((bias.axes, ["o"]))
+    call.tap("input1", one.axes)
+    call.tap("input2", other.axes)
     return Abstract(call.join(operands, [*batch, "o"]))
 
 
@@ -106,6 +111,8 @@ def einsum(call: Call) -> Value:
     """Letters are labels; an ellipsis stands for axes counted from the right."""
     inputs, _, output = call["equation"].replace(" ", "").partition("->")
     tensors = call.tensors("tensors")
+    for number, tensor in enumerate(tensors):
+        call.tap("tensors", tensor.axes, number)
     labels = [_letters(text, len(t.axes)) for text, t in zip(inputs.split(","), tensors, strict=True)]
     if "->" in call["equation"]:
         rank = len(call.shape) - len(output.replace("...", "")) if "..." in output else 0
@@ -142,8 +149,8 @@ def attention(call: Call) -> Value:
         call.freeze(score[-2:], "causal attention")
     call.hidden(score)
     call.hidden(score[:-1])
-    call.tap("query", given[0].axes)
-    call.tap("value", given[2].axes)
+    for name, tensor in zip(("query", "key", "value"), given, strict=True):
+        call.tap(name, tensor.axes)
     out = [*batch, "head", "copy", "row", "out"]
     axes = call.join([(score, grid), (value.axes, [*batch, "head", "column", "out"])], out)
     all_axes = (*axes[: rank - 3], product(axes[rank - 3 : rank - 1]), *axes[rank - 1 :])

@@ -1,0 +1,232 @@
+"""Activations: runs both networks over batches and fills cross moments wherever a group's units can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from onebasin import layout
+from onebasin.batchnorm import recompute_batchnorm
+from onebasin.errors import DiscoveryError, ParamsError, SpecError, UsageError, listing
+from onebasin.functional import check_repeatable, inputs_of
+from onebasin.layout import Axes
+from onebasin.moments import CrossMoments, CrossStatistics
+from onebasin.params import Params, check_shapes, compute_dtype
+from onebasin.progress import Progress, silent
+from onebasin.spec import PermutationSpec
+from onebasin.symmetry.discover import lay_out
+from onebasin.symmetry.export import Exported, Outputs, export
+from onebasin.symmetry.graph import GraphFunction, graph_function, is_view, mutates
+
+
+class ActivationMoments:
+    """Streaming cross moments of the units of two networks, per group: `update`, `merge`, `finalize`.
+
+    Units are read where the next contraction consumes them (the taps of the spec: after the nonlinearity; a residual
+    stream at every layer that reads it). All places of a group fill one stream. Samples are the examples, tokens and
+    pixels. For a nested group the features are the units under every parent unit, `"*parents n"`, flattened. A value
+    that holds other groups too is averaged over their units: an average does not depend on their order.
+
+    Memory: one n x n matrix per group, and the activations of one batch.
+
+    Args:
+        model: the architecture; only its forward pass is used. It is traced once per shape of batch.
+        spec: what may be permuted, discovered or written by hand.
+        params_a: the reference, on the device of `model`.
+        params_b: the other network, likewise.
+        outputs: as it was given to `permutation_spec`.
+
+    Raises:
+        ParamsError: params or model do not fit the spec.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: PermutationSpec,
+        params_a: Mapping[str, Tensor],
+        params_b: Mapping[str, Tensor],
+        outputs: Outputs = None,
+    ) -> None:
+        check_shapes(model.state_dict(), spec.shapes, "the weights of the model")
+        for params, what in ((params_a, "the reference"), (params_b, "the other network")):
+            check_shapes(params, spec.shapes, what)
+        self.model, self.spec, self.outputs = model, spec, outputs
+        self.params = (params_a, params_b)
+        self.streams: dict[str, CrossMoments] = {}
+        self._readers: dict[Any, _Reader] = {}
+
+    def update(self, batch: Any) -> None:
+        """Add a batch: a tensor of inputs, `(inputs, labels)`, or a dict of keyword inputs.
+
+        Raises:
+            UsageError: the model rejects the batch.
+        """
+        inputs = inputs_of(batch)
+        flat = _pytree.tree_leaves(inputs)
+        key = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in flat)
+        if key not in self._readers:
+            self._readers[key] = _reader(self.model, self.spec, inputs, self.outputs)
+        reader = self._readers[key]
+        values = [reader.function(params, flat) for params in self.params]
+        for a, b, axes in zip(*values, reader.axes, strict=True):
+            for (group, rows_a), (_, rows_b) in zip(*(self._units(v, axes, reader) for v in (a, b)), strict=True):
+                stream = self.streams.setdefault(group, CrossMoments(rows_a.shape[1]))
+                stream.update(rows_a, rows_b)
+
+    def merge(self, other: ActivationMoments) -> None:
+        """Add everything that `other`, a stream of the same networks, has seen.
+
+        Raises:
+            SpecError: it is of another spec.
+        """
+        if other.spec != self.spec:
+            raise SpecError("moments of another spec", "two streams of the same networks", "merge streams of one pair")
+        for group, stream in other.streams.items():
+            self.streams.setdefault(group, CrossMoments(stream.a.mean.numel())).merge(stream)
+
+    def finalize(self) -> dict[str, CrossStatistics]:
+        """Return group -> statistics of all samples so far; the stream may go on.
+
+        A group that is read nowhere (a recurrent layer's inner states) is not in it.
+
+        Raises:
+            UsageError: no batches.
+            ParamsError: activations are not finite.
+        """
+        if not self.streams and not self._readers:
+            raise UsageError("no batches", "at least one batch of inputs", "pass a list or a DataLoader")
+        found = {name: self.streams[name].finalize() for name in self.spec.sizes if name in self.streams}
+        bad = [name for name, statistics in found.items() if not torch.isfinite(statistics.covariance).all()]
+        if bad:
+            raise ParamsError(
+                f"activations that are not finite, in {len(bad)} groups: {listing(bad)}",
+                "finite activations of both networks on every batch",
+                "look for NaN or infinity in the inputs, or compute in float32 instead of half precision",
+            )
+        return found
+
+    def _units(self, value: Tensor, axes: Axes, reader: _Reader) -> Iterator[tuple[str, Tensor]]:
+        """Yield the groups whose units stand in a value, with `Float[Tensor, "samples units"]`."""
+        parents = self.spec.parents
+        for view, leaves in layout.blocks(value, axes):
+            groups = [reader.names.get(leaf.group or "") for leaf in leaves]
+            above = {parent for group in groups if group for parent in parents.get(group, ())}
+            for dim, group in enumerate(groups):
+                if group is not None and group not in above and set(parents.get(group, ())) <= set(groups):
+                    units = [*(groups.index(parent) for parent in parents.get(group, ())), dim]
+                    yield group, _rows(view, groups, units)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Measures the units of any two networks of one architecture on the same batches: what `ActivationMatching` needs.
+
+    Args:
+        model: the architecture.
+        batches: inputs: tensors, `(inputs, labels)`, or dicts of keyword inputs (labels are ignored). They are read
+            again for every pair. Without data: `synthetic_batches`.
+        batchnorm: recompute each network's batch-norm statistics on the batches first, as synthetic inputs need.
+        outputs: as it was given to `permutation_spec`.
+    """
+
+    model: nn.Module
+    batches: Iterable[Any]
+    batchnorm: bool = False
+    outputs: Outputs = None
+
+    def __call__(
+        self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress = silent
+    ) -> dict[str, CrossStatistics]:
+        """Return group -> cross statistics, in one pass over the batches (and one each for batch norm).
+
+        Raises:
+            UsageError: no batches, batches that can be read only once, or one that the model rejects.
+            ParamsError: activations are not finite.
+        """
+        check_repeatable(self.batches)
+        if self.batchnorm:
+            params_a = recompute_batchnorm(self.model, params_a, self.batches, progress)
+            params_b = recompute_batchnorm(self.model, params_b, self.batches, progress)
+        moments = ActivationMoments(self.model, spec, params_a, params_b, self.outputs)
+        total = len(self.batches) if isinstance(self.batches, Sized) else 0
+        for done, batch in enumerate(self.batches, 1):
+            moments.update(batch)
+            progress("activations", done, total)
+        return moments.finalize()
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the taps for batches of one shape.
+
+    Args:
+        function: params and inputs -> values of the taps.
+        axes: the layout of each value, in groups as this trace names them.
+        names: group of this trace -> group of the spec.
+    """
+
+    function: GraphFunction
+    axes: list[Axes]
+    names: Mapping[str, str]
+
+
+def _reader(
+    model: nn.Module, spec: PermutationSpec, inputs: tuple[tuple[Any, ...], dict[str, Any]], outputs: Outputs
+) -> _Reader:
+    """Trace the model on inputs of these shapes, on which the sizes in its graph and in the layouts depend."""
+    args, kwargs = inputs
+    try:
+        traced = export(model, kwargs or args, outputs)
+    except DiscoveryError as error:
+        raise UsageError(f"a batch on which {error.got}", "batches that the model takes", error.do) from error
+    moving = [name for name in spec.buffers if any(leaf.group for a in spec.tensors[name] for leaf in layout.leaves(a))]
+    exported, found = lay_out(model, traced, outputs, moving)
+    nodes = _driven(exported)
+    taps = {nodes[name]: axes for name, axes in found.taps.items() if name in nodes and _fits(nodes[name], axes)}
+    return _Reader(graph_function(exported, taps), list(taps.values()), _common_names(found, spec))
+
+
+def _fits(node: fx.Node, axes: Axes) -> bool:
+    """Return whether the value has this layout: a tap inside a region may have the name of a node outside."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and tuple(value.shape) == tuple(axis.size for axis in axes)
+
+
+def _driven(exported: Exported) -> dict[str, fx.Node]:
+    """Return the nodes that depend on the inputs: others are functions of the weights, and no activations."""
+    driven: dict[str, fx.Node] = {}
+    for node in exported.graph.nodes:
+        given = node.op == "placeholder" and node.name not in {*exported.sources, *exported.constants}
+        if given or any(operand.name in driven for operand in node.all_input_nodes):
+            driven[node.name] = node
+            target = node if mutates(node) else None
+            while target is not None and (mutates(target) or is_view(target)):
+                target = target.all_input_nodes[0]
+                driven[target.name] = target
+    return driven
+
+
+def _common_names(found: PermutationSpec, spec: PermutationSpec) -> dict[str, str]:
+    """Return group of `found` -> group of `spec` at the same place; what `spec` keeps fixed is left out."""
+    names: dict[str, str] = {}
+    for tensor, row in found.tensors.items():
+        for one, other in zip(row, spec.tensors[tensor], strict=True):
+            pairs = list(zip(layout.leaves(one), layout.leaves(other), strict=False))
+            if all(a.size == b.size for a, b in pairs):
+                names |= {a.group: b.group for a, b in pairs if a.group and b.group}
+    return names
+
+
+def _rows(view: Tensor, groups: Sequence[str | None], units: list[int]) -> Tensor:
+    """Return `Float[Tensor, "samples units"]`, averaged over the units of other groups."""
+    samples = [dim for dim, group in enumerate(groups) if group is None]
+    others = [dim for dim, group in enumerate(groups) if group is not None and dim not in units]
+    count = [max(1, torch.Size([view.shape[dim] for dim in dims]).numel()) for dims in (samples, units)]
+    rows = view.permute(*samples, *units, *others).reshape(*count, -1)
+    return rows[..., 0] if not others else rows.to(compute_dtype(rows)).mean(-1)
