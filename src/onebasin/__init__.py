@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onebasin.activations import ActivationMoments as ActivationMoments
+    from onebasin.activations import Activations as Activations
     from onebasin.analysis.distance import Distance as Distance
     from onebasin.analysis.distance import distance as distance
     from onebasin.analysis.evaluation import classification as classification
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from onebasin.layout import Leaf as Leaf
     from onebasin.layout import Product as Product
     from onebasin.layout import Sum as Sum
+    from onebasin.matching import ActivationMatching as ActivationMatching
     from onebasin.matching import Alignment as Alignment
     from onebasin.matching import CoordinateDescent as CoordinateDescent
     from onebasin.matching import FrankWolfe as FrankWolfe
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from onebasin.symmetry.discover import permutation_spec as permutation_spec
     from onebasin.symmetry.prove import prove as prove
     from onebasin.symmetry.rules import rule as rule
+    from onebasin.synthetic import synthetic_batches as synthetic_batches
 
 # Public name -> the module that has it.
 _HOME = {
@@ -67,6 +71,10 @@ _HOME = {
     "load_spec": "checkpoints",
     "load_permutation": "checkpoints",
     "WeightMatching": "matching",
+    "ActivationMatching": "matching",
+    "Activations": "activations",
+    "ActivationMoments": "activations",
+    "synthetic_batches": "synthetic",
     "Hybrid": "matching",
     "CoordinateDescent": "matching",
     "FrankWolfe": "matching",

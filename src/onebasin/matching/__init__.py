@@ -1,5 +1,6 @@
 """Matching: (spec, reference, moved) -> Alignment. Objectives say what to match, solvers how."""
 
+from onebasin.matching.activation import ActivationMatching
 from onebasin.matching.align import align
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
 from onebasin.matching.coordinate_descent import CoordinateDescent
@@ -10,6 +11,7 @@ from onebasin.matching.solvers import Solver
 from onebasin.matching.weight import WeightMatching
 
 __all__ = [
+    "ActivationMatching",
     "Alignment",
     "Certificate",
     "CoordinateDescent",
