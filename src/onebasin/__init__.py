@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from onebasin.matching import FrankWolfe as FrankWolfe
     from onebasin.matching import Hybrid as Hybrid
     from onebasin.matching import StopReason as StopReason
+    from onebasin.matching import StraightThrough as StraightThrough
     from onebasin.matching import WeightMatching as WeightMatching
     from onebasin.matching.align import align as align
     from onebasin.merging import Merge as Merge
@@ -75,6 +76,7 @@ _HOME = {
     "Activations": "activations",
     "ActivationMoments": "activations",
     "synthetic_batches": "synthetic",
+    "StraightThrough": "matching",
     "Hybrid": "matching",
     "CoordinateDescent": "matching",
     "FrankWolfe": "matching",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from onebasin.errors import UsageError
-from onebasin.params import check_shapes, params_of
+from onebasin.params import check_shapes, compute_dtype, params_of
 
 LABELS = "labels"
 Predict = Callable[..., Any]
@@ -86,6 +86,14 @@ def labels_of(batch: Any) -> Tensor:
     if not isinstance(found, Tensor):
         raise _no_batch(batch, f'(inputs, labels), or a dict with the key "{LABELS}"; labels are a tensor')
     return found
+
+
+def logits_of(predict: Predict, batch: Any) -> Tensor:
+    """Return what `predict` makes of the inputs of a batch, or its attribute `logits`; half precision is widened."""
+    args, kwargs = inputs_of(batch)
+    output = predict(*args, **kwargs)
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
+    return logits.to(compute_dtype(logits))
 
 
 def check_repeatable(batches: Iterable[Any]) -> None:

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from onebasin.errors import UsageError
-from onebasin.functional import Predict, check_repeatable, inputs_of, labels_of
-from onebasin.params import compute_dtype
+from onebasin.functional import Predict, check_repeatable, labels_of, logits_of
 
 # evaluate(predict) -> the loss, or metric name -> value; predict(inputs) behaves as the network does in eval mode.
 Evaluation = Callable[[Predict], float | Mapping[str, float]]
@@ -43,10 +42,8 @@ def classification(batches: Iterable[Any], loss: Loss = cross_entropy) -> Evalua
         # Sums stay on the device until the end: asking for a number at each batch would wait for it each time.
         total, right, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64), 0
         for batch in batches:
-            labels, (args, kwargs) = labels_of(batch), inputs_of(batch)
-            output = predict(*args, **kwargs)
-            logits: Tensor = output if isinstance(output, Tensor) else output.logits
-            labels, logits = labels.to(logits.device), logits.to(compute_dtype(logits))
+            labels, logits = labels_of(batch), logits_of(predict, batch)
+            labels = labels.to(logits.device)
             total = total.to(logits.device) + loss(logits, labels).double() * labels.numel()
             right = right.to(logits.device) + (logits.argmax(1) == labels).sum()
             count += labels.numel()

@@ -8,6 +8,7 @@ from onebasin.matching.frank_wolfe import FrankWolfe
 from onebasin.matching.hybrid import Hybrid
 from onebasin.matching.objective import Feature, Objective
 from onebasin.matching.solvers import Solver
+from onebasin.matching.straight_through import StraightThrough
 from onebasin.matching.weight import WeightMatching
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Objective",
     "Solver",
     "StopReason",
+    "StraightThrough",
     "WeightMatching",
     "align",
 ]

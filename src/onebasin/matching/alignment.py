@@ -19,6 +19,8 @@ class StopReason(Enum):
 
     CONVERGED = "No group can be improved any more while the others stay as they are."
     MAX_SWEEPS = "The sweep limit was reached while groups could still be improved."
+    FINISHED = "All epochs that were asked for are done."
+    NOT_FINITE = "A loss or its gradient was not finite; this is the best permutation found until then."
     INTERRUPTED = "Interrupted from the keyboard; this is the best permutation found until then."
 
 
@@ -69,6 +71,8 @@ class Alignment:
         certificate: how sure the assignments are.
         matcher: the settings.
         seconds: wall time.
+        other: of a method that follows a loss, the last permutation where the best one is returned, and the reverse.
+        note: what there is to add to `stop`, such as at which batch it happened.
     """
 
     permutation: Permutation
@@ -77,10 +81,16 @@ class Alignment:
     certificate: Certificate
     matcher: Matcher
     seconds: float
+    other: Permutation | None = None
+    note: str = ""
 
     def settings(self) -> dict[str, Any]:
         """Return the fields of the matcher that its repr shows; others are no settings (data it was given)."""
         return _settings(self.matcher)
+
+    def why(self) -> str:
+        """Say why the method stopped, and where if that is known."""
+        return f"{self.stop.value} ({self.note})" if self.note else self.stop.value
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the permutation (which has its own `to_json`) as plain JSON values."""
@@ -89,7 +99,7 @@ class Alignment:
             "settings": self.settings(),
             "objective": list(self.objective),
             "stop": self.stop.name,
-            "why": self.stop.value,
+            "why": self.why(),
             "gap": self.certificate.gap,
             "assignments": self.certificate.assignments,
             "fixed_share": self.permutation.fixed_share(),
@@ -103,7 +113,7 @@ class Alignment:
             [
                 f"{type(self.matcher).__name__}: objective {self.objective[0]:.6g} -> {self.objective[-1]:.6g} "
                 f"in {len(self.objective) - 1} sweeps, {self.seconds:.2f} s",
-                self.stop.value,
+                self.why(),
                 f"{moved} of {len(share)} groups moved; {self.certificate.assignments} assignments, "
                 f"largest relative duality gap {self.certificate.gap:.1e}",
             ]
