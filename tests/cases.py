@@ -15,8 +15,8 @@ from onebasin.errors import DiscoveryError
 from onebasin.params import Params, params_of
 from onebasin.spec import PermutationSpec
 
-# What discovery can do: "stepped" slices are to come. A case whose `needs` is not here waits.
-LANDED: frozenset[str] = frozenset({"", "attention", "recurrent", "nested"})
+# What discovery can do. A case whose `needs` is not here waits.
+LANDED: frozenset[str] = frozenset({"", "attention", "recurrent", "nested", "stepped"})
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ grid of parts, as a flattened (channel, row, column). `("fc1", None)` in a hand-
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial, reduce
 from typing import Any
 
 from torch import Tensor
@@ -62,15 +63,19 @@ class Product:
 
 @dataclass(frozen=True)
 class Interleave:
-    """One position of each of `parts` in turn (a0 b0 a1 b1 ...), as a channel shuffle leaves them; all of one size."""
+    """One position of each of `parts` in turn (a0 b0 a1 b1 ...), as a channel shuffle leaves them.
+
+    When the axis ends within a turn, the first parts have one position more than the last.
+    """
 
     parts: tuple[Axis, ...]
 
     def __post_init__(self) -> None:
-        if len({part.size for part in self.parts}) > 1:
+        sizes = [part.size for part in self.parts]
+        if sizes != [(self.size - turn + len(sizes) - 1) // len(sizes) for turn in range(len(sizes))]:
             raise SpecError(
-                f"an interleaving {self} of parts with {', '.join(str(part.size) for part in self.parts)} positions",
-                "parts of one size, which take turns",
+                f"an interleaving {self} of parts with {', '.join(map(str, sizes))} positions",
+                "parts that take turns: of one size, or the first of them longer by one",
                 "cut the longer parts, and append what is left over in a Sum",
             )
 
@@ -105,10 +110,34 @@ def frozen_positions(axis: Axis) -> int:
 
 
 def renamed(axis: Axis, names: dict[str, str]) -> Axis:
-    """Return `axis` with every group name replaced through `names`."""
+    """Return `axis` in its simplest form, with every group name replaced through `names`."""
     if isinstance(axis, Leaf):
         return axis if axis.group is None else Leaf(axis.size, names[axis.group], axis.why)
-    return type(axis)(tuple(renamed(part, names) for part in axis.parts))
+    return joined(type(axis), [renamed(part, names) for part in axis.parts])
+
+
+def joined(kind: type[Sum] | type[Product] | type[Interleave], axes: Iterable[Axis]) -> Axis:
+    """Join axes; what is fixed throughout becomes one leaf, nested sums and products are flattened."""
+    parts: list[Axis] = []
+    if kind is Interleave:
+        given = tuple(axes)
+        return reduce(partial(_merged, Sum), given) if all(map(_is_fixed, given)) else Interleave(given)
+    for axis in (part for given in axes for part in (given.parts if isinstance(given, kind) else (given,))):
+        if parts and _is_fixed(axis) and _is_fixed(parts[-1]):
+            parts[-1] = _merged(kind, parts[-1], axis)
+        else:
+            parts.append(axis)
+    return parts[0] if len(parts) == 1 else kind(tuple(parts))
+
+
+def _is_fixed(axis: Axis) -> bool:
+    return isinstance(axis, Leaf) and axis.group is None
+
+
+def _merged(kind: type[Axis], one: Axis, other: Axis) -> Leaf:
+    reasons = dict.fromkeys(leaf.why for axis in (one, other) for leaf in leaves(axis))
+    size = one.size * other.size if kind is Product else one.size + other.size
+    return Leaf(size, None, "; ".join(reasons))
 
 
 def blocks(tensor: Tensor, axes: Axes) -> Iterator[tuple[Tensor, tuple[Leaf, ...]]]:

@@ -93,9 +93,11 @@ def test_blocks_of_an_interleaving_take_turns() -> None:
     assert found == [[0, 2, 4], [1, 3, 5]]
 
 
-def test_only_parts_of_one_size_take_turns() -> None:
-    with pytest.raises(SpecError, match="3, 2 positions"):
-        Interleave((Leaf(3, "a"), Leaf(2, "b")))
+def test_only_parts_that_take_turns_are_interleaved() -> None:
+    assert Interleave((Leaf(3, "a"), Leaf(2, "b"))).size == 5  # a b a b a
+    for sizes in ((2, 3), (4, 2), (3, 2, 3)):
+        with pytest.raises(SpecError, match=f"{', '.join(map(str, sizes))} positions"):
+            Interleave(tuple(Leaf(size, str(turn)) for turn, size in enumerate(sizes)))
 
 
 def test_blocks_are_views() -> None:

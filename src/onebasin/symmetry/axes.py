@@ -175,6 +175,25 @@ def split_product(term: Term, outer: int, inner: int) -> tuple[Term, Term]:
     return _regroup(node, outer, inner)
 
 
+def split_interleave(term: Term, turns: int) -> list[Term]:
+    """Write `term` as positions of `turns` parts in turn; refine it to be so, or freeze it."""
+    node = term.root()
+    sizes = [(node.size - first + turns - 1) // turns for first in range(turns)]
+    if node.kind is Kind.LEAF:
+        parts = [leaf(size, node.why) for size in sizes]
+        node.become(Kind.INTERLEAVE, parts)
+        return parts
+    if node.kind is Kind.INTERLEAVE and len(node.kids) == turns:
+        return node.kids
+    why = "every n-th position is taken"
+    if node.size % turns:
+        freeze(node, why)
+        return [leaf(size, why) for size in sizes]
+    row, column = split_product(node, node.size // turns, turns)
+    freeze(column, why)
+    return [row] * turns
+
+
 def refactor(terms: Sequence[Term], sizes: Sequence[int]) -> list[Term]:
     """Regroup the product of `terms` into factors of `sizes`."""
     rest, found = product(terms), []

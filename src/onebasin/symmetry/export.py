@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import re
 import warnings
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from onebasin.errors import DiscoveryError, listing
+from onebasin.errors import DiscoveryError, UsageError, listing
 from onebasin.functional import eval_mode
 
 ExampleInputs = tuple[Any, ...] | Mapping[str, Any] | Tensor
@@ -55,6 +56,8 @@ def export(model: nn.Module, example_inputs: ExampleInputs, outputs: Outputs = N
     Raises:
         DiscoveryError: the model rejects the inputs, or torch.export cannot trace it (with the construct and line).
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"a {type(model).__name__} as model", "a torch.nn.Module", "build the model first")
     args, kwargs = _split(example_inputs)
     with eval_mode(model), torch.no_grad():
         program = _trace(model, args, kwargs)
@@ -95,7 +98,7 @@ def quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -118,7 +121,13 @@ def _split(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, An
         return (), dict(example_inputs)
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), {}
-    return tuple(example_inputs), {}
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    raise UsageError(
+        f"example inputs of type {type(example_inputs).__name__}",
+        "a tuple of inputs, or a dict of keyword inputs",
+        "pass what the model is called with: (x,) for model(x)",
+    )
 
 
 def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:

@@ -7,11 +7,9 @@ the grid of 4 fixed heads x 8 units becomes the sum of 4 groups of 8.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial, reduce
 from itertools import product
 
-from onebasin import layout
-from onebasin.layout import Axes, Axis, Interleave, Leaf, Product, Sum
+from onebasin.layout import Axes, Axis, Interleave, Leaf, Product, Sum, joined
 from onebasin.symmetry.axes import Kind, Term, factors, leaves, summands
 from onebasin.symmetry.nesting import Parents
 
@@ -61,10 +59,9 @@ class Layouts:
             name = self._name(id(node), at)
             return Leaf(node.size, name, "" if name else node.why or "belongs to no trained tensor")
         if node.kind is Kind.SUM:
-            return _joined(Sum, [self._axis(kid, at) for kid in summands(node)])
+            return joined(Sum, [self._axis(kid, at) for kid in summands(node)])
         if node.kind is Kind.INTERLEAVE:
-            parts = [self._axis(kid, at) for kid in node.kids]
-            return Interleave(tuple(parts)) if not all(map(_is_fixed, parts)) else reduce(partial(_merged, Sum), parts)
+            return joined(Interleave, [self._axis(kid, at) for kid in node.kids])
         return self._grid_axis(factors(node), at)
 
     def _name(self, key: int, at: Mapping[int, int]) -> str | None:
@@ -77,28 +74,8 @@ class Layouts:
         for number, kid in enumerate(kids):
             if id(kid) in wanted:
                 rows = [self._grid_axis(kids[number + 1 :], {**at, id(kid): k}) for k in range(kid.size)]
-                return _joined(Product, [*(self._axis(before, at) for before in kids[:number]), _joined(Sum, rows)])
-        return _joined(Product, [self._axis(kid, at) for kid in kids])
-
-
-def _joined(kind: type[Sum] | type[Product], axes: Iterable[Axis]) -> Axis:
-    """Join axes; fixed neighbours become one leaf, nested parts of the same kind are flattened."""
-    parts: list[Axis] = []
-    for axis in (part for given in axes for part in (given.parts if isinstance(given, kind) else (given,))):
-        if parts and _is_fixed(axis) and _is_fixed(parts[-1]):
-            parts[-1] = _merged(kind, parts[-1], axis)
-        else:
-            parts.append(axis)
-    return parts[0] if len(parts) == 1 else kind(tuple(parts))
-
-
-def _is_fixed(axis: Axis) -> bool:
-    return isinstance(axis, Leaf) and axis.group is None
-
-
-def _merged(kind: type[Sum] | type[Product], one: Axis, other: Axis) -> Leaf:
-    reasons = dict.fromkeys(leaf.why for axis in (one, other) for leaf in layout.leaves(axis))
-    return Leaf(one.size + other.size if kind is Sum else one.size * other.size, None, "; ".join(reasons))
+                return joined(Product, [*(self._axis(before, at) for before in kids[:number]), joined(Sum, rows)])
+        return joined(Product, [self._axis(kid, at) for kid in kids])
 
 
 def _base_names(terms: Mapping[str, tuple[Term, ...]], trained: set[str]) -> dict[int, str]:

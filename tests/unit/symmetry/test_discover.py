@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -229,4 +229,51 @@ class Stepped(nn.Module):
 def test_pairs_cut_by_a_step_move_together() -> None:
     spec = ob.permutation_spec(Stepped(), (torch.randn(4, 3),))
     assert list(spec.sizes.values()) == [7]
-    assert str(spec.tensors["first.weight"][0]) == "(first x 2)"
+    assert str(spec.tensors["first.weight"][0]) == "(first | first)"
+
+
+class Around(nn.Module):
+    """Two layers around any function of the units between them."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], out: int) -> None:
+        super().__init__()
+        self.first, self.function, self.last = nn.Linear(5, 7), function, nn.Linear(out, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x)))
+
+
+TURNS = torch.tensor([0, 0, 2, 3, 4, 5, 6])
+USES = {
+    "hstack": (lambda h: torch.hstack([h, h * h]), 14, [7]),
+    "index_add": (lambda h: torch.zeros_like(h).index_add(1, TURNS, h), 7, []),
+    "scatter": (lambda h: torch.zeros_like(h).scatter(1, TURNS.expand(4, 7), h), 7, []),
+    "odd and even": (lambda h: torch.cat([h[:, ::2], h[:, 1::2].tanh()], 1), 7, [3, 4]),
+    "part of the even": (lambda h: h[:, 2:6:2], 2, [2]),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_uses_that_were_wrong_once(name: str) -> None:
+    function, out, sizes = USES[name]
+    spec = ob.permutation_spec(Around(function, out), (torch.randn(4, 5),))
+    moved = sorted(
+        size for group, size in spec.sizes.items() if any(t == "last.weight" for t, _ in spec.groups[group].axes)
+    )
+    assert moved == sizes
+    assert "failed" not in spec.explain("first.weight")
+
+
+@pytest.mark.parametrize("inputs", [None, 5, "x"])
+def test_inputs_of_the_wrong_kind_are_refused(inputs: object) -> None:
+    with pytest.raises(ob.OneBasinError, match="a tuple of inputs, or a dict"):
+        ob.permutation_spec(nn.Linear(5, 3), inputs)
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(ob.OneBasinError, match=r"torch\.nn\.Module"):
+        ob.permutation_spec(torch.relu, (torch.randn(2, 5),))
+
+
+def test_a_model_that_returns_its_input_has_no_groups() -> None:
+    assert not ob.permutation_spec(nn.Identity(), (torch.randn(2, 5),)).sizes

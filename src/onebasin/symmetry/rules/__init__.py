@@ -69,7 +69,8 @@ _TABLE: dict[Rule, str] = {
     norms.weight_norm: "_weight_norm _weight_norm_interface",
     reshape.view: """
         view _unsafe_view reshape _reshape_alias view_as reshape_as flatten unflatten squeeze unsqueeze ravel
-        _reshape_copy atleast_1d atleast_2d atleast_3d""",
+        _reshape_copy""",
+    views.at_least: "atleast_1d atleast_2d atleast_3d",
     views.permute: "permute",
     views.transpose: "transpose swapaxes swapdims t mT numpy_T adjoint",
     views.movedim: "movedim moveaxis",

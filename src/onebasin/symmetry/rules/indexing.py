@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from onebasin.symmetry.abstract import Abstract
-from onebasin.symmetry.axes import Term, leaf
+from onebasin.symmetry.axes import Term, leaf, unify
 from onebasin.symmetry.call import Call, Value
 from onebasin.symmetry.rules.routing import look_up
 from onebasin.symmetry.rules.sums import pieces
@@ -57,15 +57,20 @@ def gather(call: Call) -> Value:
 
 
 def scatter(call: Call) -> Value:
-    """scatter, scatter_add, scatter_reduce, index_add, index_copy, index_fill: the result looks like the input."""
+    """scatter, scatter_add, scatter_reduce, index_add, index_copy, index_fill: the result looks like the input.
+
+    Along `dim` the source goes with the index: position by position, whatever the numbers there are.
+    """
     x = call.tensor("self")
     dim = call.dim(len(x.axes))
-    others = [_chosen_along(call, x.axes[dim]), *(call.optional(key) for key in ("src", "source"))]
-    for other in (value for value in others if value is not None):
-        if len(other.axes) == len(x.axes):
-            _meet(call, x, other, dim)
-        else:
-            call.freeze(other.axes, WHY)
+    chosen = _chosen_along(call, x.axes[dim])
+    sources = [value for value in map(call.optional, ("src", "source")) if value is not None]
+    for source in sources:
+        _meet(call, x, source, dim)
+        row = chosen.axes if len(chosen.axes) == len(source.axes) else (*chosen.axes, leaf(1))[:1]
+        unify(source.axes[dim], row[dim if len(row) > 1 else 0])
+    if len(chosen.axes) == len(x.axes):
+        _meet(call, x, chosen, dim)
     return Abstract(x.axes)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from onebasin.symmetry.abstract import Abstract, Blocks
-from onebasin.symmetry.axes import Term, concat, leaf, split_product, unify
+from onebasin.symmetry.axes import Term, concat, leaf, split_interleave, unify
 from onebasin.symmetry.call import Call, Value
 from onebasin.symmetry.rules.pointwise import along_order
 from onebasin.symmetry.rules.views import move_blocks
@@ -109,16 +109,13 @@ def _start(given: Value, size: int) -> int:
 
 
 def _stepped(call: Call, dim: int) -> Abstract:
-    """Every n-th position: a column of the axis seen as a grid of n columns, whose rows stay free."""
-    x, step, why = call.tensor("self"), int(call["step"]), "every n-th position is taken"
-    term = x.axes[dim]
-    if term.size % step or call.shape[dim] != term.size // step:
-        call.freeze([term], why)
-        row = call.fixed(call.shape[dim], why)
-    else:
-        row, column = split_product(term, term.size // step, step)
-        call.freeze([column], why)
-    return Abstract((*x.axes[:dim], row, *x.axes[dim + 1 :]))
+    """Every n-th position: one of n parts that take turns on the axis, or a run of it."""
+    x, step = call.tensor("self"), int(call["step"])
+    start, length = _start(call.get("start"), x.axes[dim].size), call.shape[dim]
+    part = split_interleave(x.axes[dim], step)[start % step]
+    first = start // step
+    run = call.cut(part, [first, length, part.size - first - length])[1]
+    return Abstract((*x.axes[:dim], run, *x.axes[dim + 1 :]))
 
 
 def pieces(call: Call, dim: int, sizes: Sequence[int]) -> list[Value]:

@@ -20,6 +20,15 @@ def _reorder(value: Abstract | Blocks, order: Sequence[int]) -> Value:
     return Abstract(tuple(value.axes[number] for number in order))
 
 
+def at_least(call: Call) -> Value:
+    """atleast_1d, 2d, 3d of tensors that have these axes already."""
+    (given,) = call.arguments.values()
+    values = given if isinstance(given, (list, tuple)) else [given]
+    if [value.shape for value in values] != call.shapes:
+        return call.frozen("axes of size 1 are added")
+    return given
+
+
 def permute(call: Call) -> Value:
     """permute(dims)."""
     value = call["self"]
