@@ -26,8 +26,8 @@ def graph_function(exported: Exported, nodes: Iterable[fx.Node], dtype: torch.dt
     (as RMSNorm of Hugging Face models does) runs in float64 throughout.
     """
     module = copy.deepcopy(exported.program.graph_module)
-    copies = {node.name: node for node in module.graph.nodes}
-    wanted = [copies[node.name] for node in nodes]
+    copies = dict(zip(exported.graph.nodes, module.graph.nodes, strict=True))
+    wanted = [copies[node] for node in nodes]
     _return_only(module.graph, wanted)
     if dtype is not None:
         for inner in [m for m in module.modules() if isinstance(m, fx.GraphModule)]:

@@ -154,7 +154,7 @@ class _Walk:
         try:
             result = _with_meaning(call, rule or self._no_rule)
             shapes = [value.shape for value in flat(result) if isinstance(value, (Abstract, Blocks))]
-        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError):
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
             shapes = []  # a use that the rule was not written for
         if shapes != call.shapes:
             return self._no_rule(call)
