@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from onebasin.matching import WeightMatching as WeightMatching
     from onebasin.matching.align import align as align
     from onebasin.merging import Merge as Merge
+    from onebasin.merging import merge_many as merge_many
     from onebasin.merging.merge import merge as merge
     from onebasin.params import Params as Params
     from onebasin.params import params_of as params_of
@@ -86,6 +87,7 @@ _HOME = {
     "lerp": "interpolate",
     "slerp": "interpolate",
     "merge": "merging.merge",
+    "merge_many": "merging",
     "Merge": "merging",
     "recompute_batchnorm": "batchnorm",
     "classification": "analysis.evaluation",

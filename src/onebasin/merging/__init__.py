@@ -1,5 +1,6 @@
 """Several networks into one: aligned, then averaged."""
 
+from onebasin.merging.many import merge_many
 from onebasin.merging.merge import Merge, merge
 
-__all__ = ["Merge", "merge"]
+__all__ = ["Merge", "merge", "merge_many"]

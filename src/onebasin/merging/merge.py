@@ -11,8 +11,9 @@ from torch import Tensor
 
 from onebasin.errors import UsageError
 from onebasin.interpolate import mean
-from onebasin.matching import Alignment, Matcher, align
+from onebasin.matching import Alignment, Matcher, StopReason, align
 from onebasin.params import Params
+from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
 from onebasin.spec import PermutationSpec
 
@@ -26,19 +27,39 @@ class Merge:
 
     Args:
         params: the merged weights.
-        alignments: how each model was aligned, in the order given; the reference, which stays as it is, has none.
+        permutations: for each model, in the order given, what brings it into the order of the first; that of the first
+            is the identity.
+        alignments: how each model was aligned, in the order given. Aligned to the first model, that one has none; with
+            `merge_many` they are the last ones of all models to the mean of the others.
         provenance: how it was made, in JSON values: version, method, number of models, matcher and its settings,
             weights, combination.
+        stop: why it ended: that of the first alignment that did not converge, or of the rounds of `merge_many`.
+        spread: with `merge_many`, `sum_i w_i |P_i theta_i - mean|^2 / sum_i w_i` before and after every round.
     """
 
     params: Params
+    permutations: tuple[Permutation, ...]
     alignments: tuple[Alignment, ...]
     provenance: Mapping[str, Any]
+    stop: StopReason
+    spread: tuple[float, ...] = ()
+
+    def between(self, reference: int, moved: int) -> Permutation:
+        """Return what brings the model numbered `moved` (from 0) into the order of the one numbered `reference`.
+
+        Around any cycle of models these compose to the identity, exactly.
+        """
+        return self.permutations[reference].inverse() @ self.permutations[moved]
 
     def __str__(self) -> str:
         made = self.provenance
         head = f"{made['models']} models merged: {made['method']}, {made['matcher']}, {made['combine']}"
-        return "\n".join([head, *(f"model {number}: {found}" for number, found in enumerate(self.alignments, 2))])
+        first = made["models"] - len(self.alignments) + 1
+        lines = [f"model {number}: {found}" for number, found in enumerate(self.alignments, first)]
+        if self.spread:
+            rounds = f"mean squared distance to the mean {self.spread[0]:.6g} -> {self.spread[-1]:.6g}"
+            lines.insert(0, f"{rounds} in {len(self.spread) - 1} rounds. {self.stop.value}")
+        return "\n".join([head, *lines])
 
 
 def merge(
@@ -68,7 +89,8 @@ def merge(
         UsageError: fewer than two models, or weights that do not fit.
         ParamsError: params that do not fit the spec, or are not finite.
 
-    Source: ainsworth2023, section 3 (two models). Differs: more than two are each aligned to the first.
+    Source: ainsworth2023, section 3 (two models). Differs: more than two are each aligned to the first;
+    `merge_many` treats all alike.
     """
     if len(models) < 2:
         raise UsageError(f"{len(models)} models to merge", "two or more", "pass [params_a, params_b, ...]")
@@ -77,14 +99,22 @@ def merge(
         alignments.append(align(spec, models[0], moved, matcher, progress=progress))
         aligned.append(alignments[-1].permutation.apply(moved))
         progress("align", number, len(models) - 1)
-    method = alignments[0].to_json()
-    provenance = {
+    permutations = (Permutation.identity(spec), *(found.permutation for found in alignments))
+    stop = next((found.stop for found in alignments if found.stop is not StopReason.CONVERGED), StopReason.CONVERGED)
+    made = provenance("each model aligned to the first", len(models), alignments[0], weights)
+    made["combine"] = getattr(combine, "__name__", str(combine))
+    return Merge(combine(aligned, weights), permutations, tuple(alignments), made, stop)
+
+
+def provenance(method: str, models: int, found: Alignment, weights: Sequence[float] | None) -> dict[str, Any]:
+    """Return how a merge was made, in JSON values; `found` is one of its alignments."""
+    told = found.to_json()
+    return {
         "version": version("onebasin"),
-        "method": "each model aligned to the first",
-        "models": len(models),
-        "matcher": method["matcher"],
-        "settings": method["settings"],
+        "method": method,
+        "models": models,
+        "matcher": told["matcher"],
+        "settings": told["settings"],
         "weights": None if weights is None else list(weights),
-        "combine": getattr(combine, "__name__", str(combine)),
+        "combine": "mean",
     }
-    return Merge(combine(aligned, weights), tuple(alignments), provenance)

@@ -1,0 +1,208 @@
+"""MergeMany: the distance to the mean never rises, copies come together, and cycles of permutations close."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from cases import case, params, spec_of
+from helpers import assert_same, clone
+from torch import Tensor
+
+from onebasin.activations import Activations
+from onebasin.errors import ParamsError, UsageError
+from onebasin.interpolate import mean
+from onebasin.matching import ActivationMatching, StopReason, WeightMatching, align
+from onebasin.merging import merge, merge_many
+from onebasin.params import Params
+from onebasin.permutation import Permutation
+from onebasin.spec import PermutationSpec
+
+WIDE = PermutationSpec.from_axes(
+    {
+        "fc1.weight": ("P0", None), "fc1.bias": ("P0",), "fc2.weight": ("P1", "P0"), "fc2.bias": ("P1",),
+        "fc3.weight": (None, "P1"),
+    },
+    {"fc1.weight": (31, 23), "fc1.bias": (31,), "fc2.weight": (29, 31), "fc2.bias": (29,), "fc3.weight": (13, 29)},
+)  # fmt: skip
+
+
+def wide(seed: int) -> Params:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in WIDE.shapes.items()}
+
+
+def copies(name: str, count: int) -> tuple[PermutationSpec, list[Params], list[Permutation]]:
+    spec, theta = (WIDE, wide(0)) if name == "wide" else (spec_of(case(name)), params(case(name)))
+    generator = torch.Generator().manual_seed(1)
+    drawn = [Permutation.random(spec, generator) for _ in range(count)]
+    return spec, [permutation.apply(theta) for permutation in drawn], drawn
+
+
+def strangers(name: str, count: int) -> tuple[PermutationSpec, list[Params]]:
+    return spec_of(case(name)), [params(case(name), seed) for seed in range(count)]
+
+
+def mean_squared_distance(spec: PermutationSpec, models: list[Params], weights: list[float]) -> float:
+    """The objective, written down once more."""
+
+    def flat(model: Params) -> Tensor:
+        return torch.cat([model[name].flatten() for name in spec.trained])
+
+    rows, shares = torch.stack([flat(model) for model in models]), torch.tensor(weights, dtype=torch.float64)
+    shares = shares / shares.sum()
+    middle = (shares[:, None] * rows).sum(0)
+    return (shares * (rows - middle).square().sum(1)).sum().item()
+
+
+@pytest.mark.parametrize(("name", "count"), [("wide", 2), ("wide", 5), ("grouped_query", 2), ("unet", 2)])
+def test_copies_in_other_orders_come_together(name: str, count: int) -> None:
+    spec, models, drawn = copies(name, count)
+    found = merge_many(spec, models, seed=1)
+    assert found.stop is StopReason.CONVERGED
+    assert found.permutations[0] == Permutation.identity(spec)
+    for permutation, own in zip(found.permutations, drawn, strict=True):
+        assert permutation == drawn[0] @ own.inverse()
+    for key, tensor in models[0].items():
+        torch.testing.assert_close(found.params[key], tensor)
+    assert not all(torch.allclose(mean(models)[key], models[0][key], rtol=0.1) for key in spec.matched)
+    assert found.spread[-1] < 1e-20 < found.spread[0]
+
+
+@pytest.mark.parametrize("weights", [None, [2.0, 3.0, 5.0, 0.0]])
+@pytest.mark.parametrize("name", ["mlp3", "fused_qkv", "lstm"])
+def test_the_distance_to_the_mean_never_rises(name: str, weights: list[float] | None) -> None:
+    spec, models = strangers(name, 4)
+    given = [clone(model) for model in models]
+    found = merge_many(spec, models, weights=weights)
+    assert list(found.spread) == sorted(found.spread, reverse=True)
+    assert found.spread[-1] < found.spread[0]
+    moved = [permutation.apply(model) for permutation, model in zip(found.permutations, models, strict=True)]
+    shares = weights or [1.0] * 4
+    assert found.spread[0] == pytest.approx(mean_squared_distance(spec, models, shares), rel=1e-12)
+    assert found.spread[-1] == pytest.approx(mean_squared_distance(spec, moved, shares), rel=1e-12)
+    for key, tensor in mean(moved, shares).items():
+        torch.testing.assert_close(found.params[key], tensor, rtol=1e-12, atol=1e-13)
+    for model, before in zip(models, given, strict=True):
+        assert_same(model, before)
+
+
+def test_it_ends_where_no_model_can_come_closer_to_the_mean_of_the_others() -> None:
+    spec, models = strangers("mlp3", 5)
+    found = merge_many(spec, models)
+    assert found.stop is StopReason.CONVERGED
+    moved = [permutation.apply(model) for permutation, model in zip(found.permutations, models, strict=True)]
+    for number, model in enumerate(moved):
+        others = mean([other for k, other in enumerate(moved) if k != number])
+        assert align(spec, others, model).permutation == Permutation.identity(spec)
+    assert found.spread[-1] < mean_squared_distance(spec, models, [1.0] * 5)
+
+
+def test_all_alike_come_closer_than_aligned_to_one() -> None:
+    spec, models = strangers("mlp3", 5)
+    reference = merge(spec, models)
+    moved = [permutation.apply(model) for permutation, model in zip(reference.permutations, models, strict=True)]
+    assert merge_many(spec, models).spread[-1] < mean_squared_distance(spec, moved, [1.0] * 5)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_cycles_close_exactly(count: int) -> None:
+    spec, models = strangers("grouped_query", count)
+    found, one = merge_many(spec, models), Permutation.identity(spec)
+    for cycle in itertools.permutations(range(count), 3):
+        around = one
+        for reference, moved in zip(cycle, (*cycle[1:], cycle[0]), strict=True):
+            around = around @ found.between(reference, moved)
+        assert around == one
+
+
+def test_pairwise_alignments_do_not_close() -> None:
+    """The negative twin."""
+    spec, (a, b, c) = strangers("mlp3", 3)
+    pairs = [align(spec, x, y).permutation for x, y in ((a, b), (b, c), (c, a))]
+    assert pairs[0] @ pairs[1] @ pairs[2] != Permutation.identity(spec)
+
+
+def test_two_models_as_close_as_by_weight_matching() -> None:
+    spec, models = strangers("mlp1", 2)
+    found, pair = merge_many(spec, models), align(spec, *models)
+    assert found.permutations[1] == pair.permutation  # one hidden layer: the optimum
+
+
+def test_the_same_seed_gives_the_same_and_another_may_not() -> None:
+    spec, models = strangers("mlp3", 4)
+    runs = [merge_many(spec, models, seed=seed) for seed in (0, 0, 1)]
+    assert_same(runs[0].params, runs[1].params)
+    assert runs[0].permutations == runs[1].permutations
+    assert runs[0].permutations != runs[2].permutations
+
+
+def test_the_round_limit_is_told() -> None:
+    spec, models = strangers("mlp3", 4)
+    found = merge_many(spec, models, max_rounds=1)
+    assert found.stop is StopReason.MAX_SWEEPS
+    assert len(found.spread) == 2
+
+
+def test_an_interrupt_keeps_the_best_so_far() -> None:
+    spec, models = strangers("mlp3", 4)
+    steps = itertools.count(1)
+
+    def interrupt(task: str, done: int, total: int) -> None:
+        if task == "merge" and next(steps) == 3:
+            raise KeyboardInterrupt
+
+    found = merge_many(spec, models, progress=interrupt)
+    assert found.stop is StopReason.INTERRUPTED
+    assert len(found.alignments) == 3
+    assert found.spread[-1] < found.spread[0]
+
+
+def test_a_matcher_that_does_not_know_the_weights_cannot_raise_the_distance() -> None:
+    spec, models = strangers("mlp3", 3)
+    measure = Activations(case("mlp3").model(), [(*case("mlp3").inputs(seed),) for seed in range(3)])
+    found = merge_many(spec, models, ActivationMatching(measure))
+    assert list(found.spread) == sorted(found.spread, reverse=True)
+
+
+def test_half_precision_comes_back_in_its_own_dtype() -> None:
+    spec, models, _ = copies("wide", 3)
+    halves = [{key: tensor.to(torch.bfloat16) for key, tensor in model.items()} for model in models]
+    found = merge_many(spec, halves)
+    for key, tensor in halves[0].items():
+        torch.testing.assert_close(found.params[key], tensor, rtol=0, atol=0)
+
+
+def test_tied_tensors_stay_tied() -> None:
+    spec, models = strangers("tied_embedding", 3)
+    found = merge_many(spec, models)
+    assert spec.ties
+    for names in spec.ties:
+        assert len({found.params[name].data_ptr() for name in names}) == 1
+
+
+def test_provenance_is_plain_and_complete() -> None:
+    spec, models = strangers("mlp1", 3)
+    found = merge_many(spec, models, WeightMatching(seed=7), weights=[1, 2, 3], seed=5)
+    made = json.loads(json.dumps(found.provenance, allow_nan=False))
+    assert made == found.provenance
+    assert (made["models"], made["seed"], made["settings"]["seed"], made["weights"]) == (3, 5, 7, [1, 2, 3])
+    assert "every model aligned to the mean" in str(found)
+    assert f"in {len(found.spread) - 1} rounds" in str(found)
+    assert "\nmodel 1: " in str(found)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    spec, models = strangers("mlp1", 2)
+    with pytest.raises(UsageError, match="1 models to merge"):
+        merge_many(spec, models[:1])
+    with pytest.raises(UsageError, match="max_rounds=0"):
+        merge_many(spec, models, max_rounds=0)
+    for weights in ([1.0], [1.0, 0.0], [2.0, -1.0], [1.0, math.nan]):
+        with pytest.raises(UsageError, match="2 models and the weights"):
+            merge_many(spec, models, weights=weights)
+    with pytest.raises(ParamsError, match="model 2"):
+        merge_many(spec, [models[0], {**models[1], "0.bias": models[1]["0.bias"] / 0}])
