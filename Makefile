@@ -2,6 +2,7 @@
 BIN := .venv/bin
 # `make demo ARGS="--out DIR"`, `make test ARGS="tests/laws -x"`
 ARGS ?=
+N ?= 1000
 
 demo: .venv/.ready ; $(BIN)/onebasin demo $(ARGS)
 test: .venv/.ready ; $(BIN)/python -m pytest $(ARGS)
@@ -10,6 +11,9 @@ check: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 bench: .venv/.ready ; $(BIN)/python -m benchmarks $(ARGS)
+# `make zoo ARGS="--part torchvision --json FILE"`, `make fuzz N=10000 ARGS="--first 5000"`
+zoo: .venv/.ready ; $(BIN)/python -m zoo $(ARGS)
+fuzz: .venv/.ready ; $(BIN)/python -m zoo.fuzz $(N) $(ARGS)
 
 .venv/.ready: pyproject.toml
 	python3 -m venv .venv
@@ -17,4 +21,4 @@ bench: .venv/.ready ; $(BIN)/python -m benchmarks $(ARGS)
 	$(BIN)/python -m pip install --quiet --editable . --group dev
 	@touch $@
 
-.PHONY: demo test check bench
+.PHONY: demo test check bench zoo fuzz

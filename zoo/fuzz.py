@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 import traceback
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,12 @@ from onebasin.symmetry.export import Exported, export
 from onebasin.symmetry.prove import TOLERANCE, Trial
 from zoo.control import corruptions
 from zoo.programs import load, program
-from zoo.setups import discover
+from zoo.setups import discover, largest_difference
 from zoo.shrink import shrink
 
 # Groups are permuted all together, this often, with new random parameters every time.
 DRAWS = 2
+KINDS = ("programs", "wrong", "undecided", "untraced", "groups", "with groups", "nested groups", "with nested groups")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def examine(source: str, seed: int = 0) -> Finding:
     try:
         spec, _ = discover(model, exported)
         trials = [Trial(exported, spec, seed + number) for number in range(DRAWS if spec.sizes else 0)]
-        worst = max((trial.difference(spec.sizes) for trial in trials), default=0.0)
+        worst = max(map(largest_difference, trials), default=0.0)
         problem = f"{guilty(trials[0])} change the outputs by {worst:.1e} (relative)" if worst > TOLERANCE else ""
     except ProofError as error:  # the outputs are not finite
         return Finding(None, exported, float("inf"), str(error), jumps=True)
@@ -140,20 +142,23 @@ def caught(finding: Finding, seed: int) -> Counter[str]:
     for _, wrong in corruptions(finding.spec, seed):
         counts["made wrong"] += 1
         try:
-            counts["caught"] += Trial(finding.exported, wrong, seed).difference(wrong.sizes) > TOLERANCE
-        except KeyError:  # a parent that is not there: its units cannot even be looked up
+            counts["caught"] += largest_difference(Trial(finding.exported, wrong, seed)) > TOLERANCE
+        except KeyError:  # under a parent that is not there units cannot even be looked up
             counts["caught"] += 1
+        except ProofError:  # the outputs are not finite
+            counts["made wrong"] -= 1
     return counts
 
 
-def main() -> int:
-    """Draw programs, examine them, and report."""
+def main(arguments: list[str] | None = None) -> int:
+    """Draw programs, examine them and report; return 1 if a group is wrong."""
     parser = argparse.ArgumentParser(prog="python -m zoo.fuzz", description=__doc__)
     parser.add_argument("count", type=int, nargs="?", default=1000, help="number of programs (default 1000)")
     parser.add_argument("--first", type=int, default=0, help="seed of the first program (default 0)")
     parser.add_argument("--go-on", action="store_true", help="do not stop at the first wrong group")
     parser.add_argument("--control", action="store_true", help="make every spec wrong too; count what is caught")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")
     counts: Counter[str] = Counter()
     begin = time.perf_counter()
     for seed in range(options.first, options.first + options.count):
@@ -163,17 +168,16 @@ def main() -> int:
             counts += caught(finding, seed)
         if finding.wrong:
             source = shortest(program(seed), seed)
-            print(f"\n# seed {seed}: {examine(source, seed).problem}\n{source}", flush=True)
-            if not options.go_on:
-                break
-    print(f"{_report(counts)}; {time.perf_counter() - begin:.0f} s")
-    return 1 if counts["wrong"] else 0
+            print(f"# seed {seed}: {examine(source, seed).problem}\n{source}", flush=True)
+        if finding.wrong and not options.go_on:
+            break
+    print(_report(counts, time.perf_counter() - begin))
+    return int(counts["wrong"] > 0)
 
 
 def _tally(finding: Finding) -> Counter[str]:
-    counts = Counter(
-        programs=1, wrong=int(finding.wrong), refused=int(finding.spec is None), undecided=int(finding.jumps)
-    )
+    counts = Counter(programs=1, wrong=int(finding.wrong), undecided=int(finding.jumps))
+    counts["untraced"] = int(finding.exported is None and not finding.wrong)
     if finding.spec is not None:
         counts["groups"] = len(finding.spec.sizes)
         counts["with groups"] = int(bool(finding.spec.sizes))
@@ -182,8 +186,15 @@ def _tally(finding: Finding) -> Counter[str]:
     return counts
 
 
-def _report(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+def _report(counts: Counter[str], seconds: float) -> str:
+    lines = [
+        "{programs} programs, {wrong} wrong, {undecided} undecided (rounding errors alone change their outputs), "
+        "{untraced} not traced; {seconds:.0f} s",
+        "{with groups} have {groups} groups, {with nested groups} of them {nested groups} nested ones",
+    ]
+    if counts["made wrong"]:
+        lines.append("{made wrong} specs made wrong, {caught} caught")
+    return "\n".join(lines).format_map({**dict.fromkeys(KINDS, 0), **counts, "seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -76,7 +76,6 @@ ENCODERS: Table = {
         "MobileBertForMaskedLM", "MobileBertConfig", {**BASE, "embedding_size": 16, "intra_bottleneck_size": 32}
     ),
     "esm": ("EsmForMaskedLM", "EsmConfig", {**BASE, "position_embedding_type": "rotary"}),
-    "nystromformer": ("NystromformerForMaskedLM", "NystromformerConfig", {**BASE, "num_landmarks": 7}),
 }  # fmt: skip
 DECODERS: Table = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT),
@@ -190,8 +189,8 @@ def setups() -> Iterator[Setup]:
         for name in table:
             chosen = _spectrogram if name == "whisper" else inputs
             yield Setup(name, partial(_make, *table[name], chosen))
-    yield Setup("t5@0", partial(_make, *SEQ2SEQ["t5"], _words_twice), outputs=0)
-    yield Setup("whisper@0", partial(_make, *SEQ2SEQ["whisper"], _spectrogram), outputs=0)
+    for name, inputs in (("t5", _words_twice), ("bart", _words_twice), ("whisper", _spectrogram)):
+        yield Setup(f"{name}@0", partial(_make, *SEQ2SEQ[name], inputs), outputs=0)
     clip = partial(_make, "CLIPModel", "CLIPConfig", CLIP, _image_and_words)
     yield Setup("clip", clip)
     yield Setup("clip@0,1", clip, outputs=(0, 1))

@@ -22,6 +22,25 @@ HUGE = frozenset(
     vgg19_bn""".split()
 )
 
+# One small model of every family of timm at least (few native sizes above 256 pixels).
+TIMM = """
+    beit_base_patch16_224 bat_resnext26ts eca_botnext26ts_256 halonet_h1 mobileone_s1 repvgg_a0 gernet_s cait_xxs24_224
+    coat_lite_tiny convit_tiny convmixer_768_32 convnext_atto convnextv2_atto convnext_zepto_rms cpubone_nano
+    crossvit_tiny_240 cs3darknet_s cspresnet50 cspnext_tiny davit_tiny deit_tiny_distilled_patch16_224 densenetblur121d
+    dla46_c dla60x_c dpn48b edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientnet_b0_gn tf_mixnet_s
+    efficientvim_m1 efficientvit_b0 efficientvit_m0 eva02_tiny_patch14_224 fasternet_t0 fastvit_t8 focalnet_tiny_srf
+    gcvit_xxtiny ghostnet_100 ghostnetv3_050 hardcorenas_a hgnetv2_b0 hiera_tiny_224 hieradet_small hrnet_w18_small
+    iformer_t inception_next_atto inception_resnet_v2 inception_v4 lcnetv2_small levit_128s lowformer_b0 mambaout_femto
+    coatnet_nano_rw_224 poolformer_s12 caformer_s18 mixer_s32_224 gmlp_s16_224 resmlp_12_224 mobilenetv3_small_050
+    mobilevit_xxs mobilevitv2_050 mvitv2_tiny nasnetalarge nest_tiny nextvit_small nf_regnet_b0 eca_nfnet_l0 pit_ti_224
+    pnasnet5large pvt_v2_b0 rdnet_tiny regnetx_002 repghostnet_050 repvit_m1 res2net50_26w_4s resnest14d resnet10t
+    seresnext26t_32x4d resnetv2_18 rexnet_100 selecsls42 legacy_seresnet18 sequencer2d_s shvit_s1 skresnet18
+    starnet_s050 swiftformer_xs swin_s3_tiny_224 swinv2_cr_tiny_224 tiny_vit_5m_224 tnt_s_patch16_224 tresnet_m
+    twins_svt_small visformer_tiny vit_tiny_patch16_224 vit_tiny_r_s16_p8_224 vit_srelpos_small_patch16_224
+    samvit_base_patch16_224 vitamin_small_224 volo_d1_224 ese_vovnet19b_slim_dw legacy_xception xception41p
+    xcit_nano_12_p16_224 naflexvit_base_patch16_gap
+"""
+
 
 @cache
 def torchvision_operators() -> torch.library.Library | None:
@@ -95,8 +114,3 @@ def _timm(name: str) -> Made:
 
     model = timm.create_model(name, pretrained=False)
     return model, (torch.randn(2, *model.pretrained_cfg["input_size"]),)
-
-
-TIMM = """
-resnet18
-"""
