@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_same
 from user import Ran, files
 
 from onebasin.checkpoints import load, load_permutation, load_spec, read, save
 from onebasin.cli.resolve import load_model
 from onebasin.functional import with_params
+from onebasin.merging import merge_many
 from onebasin.permutation import Permutation
+from onebasin.symmetry.discover import permutation_spec
 
 Run = Callable[[str], Ran]
 MODEL = "--model net.py:build --inputs 5x3"
@@ -164,6 +167,18 @@ def test_merge_is_the_mean_of_the_aligned_models(run: Run, folder: Path) -> None
     for name in a:
         torch.testing.assert_close(merged[name], (a[name] + b[name] + c[name]) / 3)
         torch.testing.assert_close(weighted[name], (3 * a[name] + b[name]) / 4)
+
+
+def test_merge_treats_all_models_alike(run: Run, folder: Path) -> None:
+    ran = good(run(f"merge a.pt b.safetensors c.pt {MODEL} --method many --out merged.pt"))
+    assert "mean squared distance to the mean" in ran.stdout
+    models = [load(folder / name) for name in ("a.pt", "b.safetensors", "c.pt")]
+    spec = permutation_spec(load_model("net.py:build"), torch.zeros(5, 3))
+    assert_same(load(folder / "merged.pt"), merge_many(spec, models).params)
+    record = json.loads((folder / "merged.record.json").read_text())
+    assert list(record["results"]["alignments"]) == ["a.pt", "b.safetensors", "c.pt"]
+    assert record["results"]["spread"] == sorted(record["results"]["spread"], reverse=True)
+    assert record["settings"]["method"] == "many"
 
 
 def test_merge_recomputes_batch_norm_when_given_data(run: Run, folder: Path) -> None:

@@ -56,10 +56,14 @@ class Merge:
         head = f"{made['models']} models merged: {made['method']}, {made['matcher']}, {made['combine']}"
         first = made["models"] - len(self.alignments) + 1
         lines = [f"model {number}: {found}" for number, found in enumerate(self.alignments, first)]
-        if self.spread:
-            rounds = f"mean squared distance to the mean {self.spread[0]:.6g} -> {self.spread[-1]:.6g}"
-            lines.insert(0, f"{rounds} in {len(self.spread) - 1} rounds. {self.stop.value}")
-        return "\n".join([head, *lines])
+        return "\n".join([head, *self.rounds(), *lines])
+
+    def rounds(self) -> tuple[str, ...]:
+        """Return the line that says what the rounds of `merge_many` did; none without rounds."""
+        if not self.spread:
+            return ()
+        came = f"mean squared distance to the mean {self.spread[0]:.6g} -> {self.spread[-1]:.6g}"
+        return (f"{came} in {len(self.spread) - 1} rounds. {self.stop.value}",)
 
 
 def merge(
