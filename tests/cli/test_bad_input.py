@@ -221,6 +221,25 @@ def test_the_installed_program_fails_in_the_same_way(folder: Path) -> None:
     assert ran.stderr.startswith("error: none.pt does not exist")
 
 
+@pytest.mark.parametrize("verb", ["align", "merge", "barrier --eval net.py:loss"])
+def test_activation_matching_without_inputs_or_with_wrong_ones(refused: Refused, verb: str) -> None:
+    line = f"{verb} a.pt b.safetensors {MODEL} --out new"
+    refused(f"{line} --matcher activation", "without inputs", "--data", "--synthetic")
+    refused(f"{line} --matcher activation --data net.py:batches --synthetic", "both --data and --synthetic")
+    refused(f"{line} --synthetic", "--matcher activation")
+    refused(f"{line} --matcher activation --data net.py:nowhere", "--data 'net.py:nowhere'")
+    refused(f"{line} --matcher activation --data net.py:images", "(6, 2, 5, 5)")
+
+
+def test_activation_matching_without_a_model(refused: Refused, run: Run) -> None:
+    run(f"inspect {MODEL} --out spec.json")
+    refused("align a.pt b.safetensors --spec spec.json --matcher activation --synthetic --out new", "no model")
+    refused(
+        "align a.pt b.safetensors --spec spec.json --model net.py:build --matcher activation --synthetic --out new",
+        "--inputs missing",
+    )
+
+
 def test_ctrl_c_ends_with_a_line_and_no_file(folder: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

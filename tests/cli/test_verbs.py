@@ -11,10 +11,12 @@ import torch
 from helpers import assert_same
 from user import Ran, files
 
+from onebasin.activations import Activations
 from onebasin.checkpoints import load, load_permutation, load_spec, read, save
-from onebasin.cli.resolve import load_model
+from onebasin.cli.resolve import load_batches, load_model
 from onebasin.functional import with_params
-from onebasin.merging import merge_many
+from onebasin.matching import ActivationMatching
+from onebasin.merging import merge, merge_many
 from onebasin.permutation import Permutation
 from onebasin.symmetry.discover import permutation_spec
 
@@ -167,6 +169,32 @@ def test_merge_is_the_mean_of_the_aligned_models(run: Run, folder: Path) -> None
     for name in a:
         torch.testing.assert_close(merged[name], (a[name] + b[name] + c[name]) / 3)
         torch.testing.assert_close(weighted[name], (3 * a[name] + b[name]) / 4)
+
+
+@pytest.mark.parametrize("inputs", ["--data net.py:images", "--synthetic", "--synthetic --statistic correlation"])
+def test_activation_matching_undoes_a_permutation(run: Run, folder: Path, inputs: str) -> None:
+    theta, model = load(folder / "ca.pt"), load_model("net.py:convnet")
+    spec = permutation_spec(model, torch.zeros(3, 2, 5, 5))
+    drawn = Permutation.random(spec, torch.Generator().manual_seed(1))
+    save(folder / "moved.pt", drawn.apply(theta))
+    good(run(f"align ca.pt moved.pt {CONVNET} --matcher activation {inputs} --out back.pt"))
+    assert load_permutation(folder / "back.permutation.json", spec) == drawn.inverse()
+    record = json.loads((folder / "back.record.json").read_text())
+    assert record["results"]["alignment"]["matcher"] == "ActivationMatching"
+    assert record["settings"]["choice"]["matcher"] == "activation"
+
+
+def test_activation_matching_on_the_way_and_in_a_merge(run: Run, folder: Path) -> None:
+    found = "--matcher activation --data net.py:batches"
+    document = good(run(f"barrier a.pt b.safetensors {MODEL} --eval net.py:loss --points 3 {found} --json")).document
+    assert document["results"]["alignment"]["matcher"] == "ActivationMatching"
+    good(run(f"merge a.pt b.safetensors c.pt {MODEL} {found} --method many --out many.pt"))
+    good(run(f"merge a.pt b.safetensors c.pt {MODEL} {found} --out merged.pt"))
+    matcher = ActivationMatching(Activations(load_model("net.py:build"), load_batches("net.py:batches", "--data")))
+    models = [load(folder / name) for name in ("a.pt", "b.safetensors", "c.pt")]
+    spec = permutation_spec(load_model("net.py:build"), torch.zeros(5, 3))
+    assert_same(load(folder / "merged.pt"), merge(spec, models, matcher).params)
+    assert_same(load(folder / "many.pt"), merge_many(spec, models, matcher).params)
 
 
 def test_merge_treats_all_models_alike(run: Run, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from onebasin.cli.matcher import CHOICE, ChoiceFlags
 from onebasin.cli.options import (
     ARCHITECTURE,
     MATCHING,
@@ -28,6 +29,7 @@ def align(
     *,
     output: OutputFlags = OUTPUT,
     architecture: ArchitectureFlags = ARCHITECTURE,
+    choice: ChoiceFlags = CHOICE,
     matching: MatchingFlags = MATCHING,
 ) -> Outcome:
     """Put the units of model B into the order of model A; B computes the same function as before.
@@ -43,16 +45,19 @@ def align(
         b: Weights of the model to be moved.
         output: Where the result goes.
         architecture: Which architecture.
+        choice: Which matcher, and the inputs it looks at.
         matching: How the permutation is found.
     """
     output.check(("permutation.json", "spec.json", RECORD))
-    spec = architecture.permutation_spec()
+    module = choice.module(architecture)
+    spec = architecture.permutation_spec(module)
+    matcher = choice.build(matching, architecture, module)
     reference, moved = read_for(spec, a), read_for(spec, b)
-    run = Run(spec, (reference, moved), {"architecture": architecture, "matcher": matching}, output)
+    run = Run(spec, (reference, moved), {"architecture": architecture, "choice": choice, "matcher": matching}, output)
     if output.dry_run:
         return run.plan()
     with progress_bars() as progress:
-        found = match(spec, reference.params, moved.params, matching, progress=progress)
+        found = match(spec, reference.params, moved.params, matcher, progress=progress)
     outcome = run.write(
         found.permutation.apply(moved.params),
         {"alignment": found.to_json()},

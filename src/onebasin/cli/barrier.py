@@ -14,6 +14,7 @@ from torch import nn
 
 from onebasin.analysis import Curve, Evaluation, evaluate_path
 from onebasin.checkpoints import check_target, load_permutation, write_directory
+from onebasin.cli.matcher import CHOICE, ChoiceFlags
 from onebasin.cli.options import (
     ARCHITECTURE,
     MATCHING,
@@ -50,6 +51,7 @@ def barrier(
     points: int = 25,
     batchnorm_data: str | None = None,
     architecture: ArchitectureFlags = ARCHITECTURE,
+    choice: ChoiceFlags = CHOICE,
     matching: MatchingFlags = MATCHING,
 ) -> Outcome:
     """Measure loss and accuracy on the line from A to B: with B as it is (naive) and with B aligned to A (matched).
@@ -68,23 +70,26 @@ def barrier(
         points: Number of points, ends included; an odd number has the midpoint among them.
         batchnorm_data: Callable that returns batches of inputs; batch-norm statistics are recomputed at every point.
         architecture: Which architecture.
+        choice: Which matcher, and the inputs it looks at.
         matching: How the permutation is found.
     """
     if output.out is not None:
         check_target(output.out, force=output.force)
+    choice.check()
     batches = None if batchnorm_data is None else load_batches(batchnorm_data, "--batchnorm-data")
     line = Line(architecture.build(), _evaluation(evaluate), points, batches)
     spec = architecture.permutation_spec(line.model)
+    matcher = choice.build(matching, architecture, line.model)
     given = None if permutation is None else load_permutation(permutation, spec)
     settings: dict[str, Any] = {"architecture": architecture, "permutation": permutation}
-    settings["matcher"] = matching if given is None else None
+    settings |= {"choice": choice, "matcher": matching} if given is None else {"matcher": None}
     settings |= {"eval": evaluate, "points": points, "batchnorm": batchnorm_data}
     run = Run(spec, (read_for(spec, a), read_for(spec, b)), settings, output)
     if output.dry_run:
         return run.plan()
     reference, moved = (on_device_of(line.model, model.params) for model in run.models)
     with progress_bars() as progress:
-        found = None if given else finished(align(spec, reference, moved, matching, progress=progress))
+        found = None if given else finished(align(spec, reference, moved, matcher, progress=progress))
         chosen = given if found is None else found.permutation
         assert chosen is not None
         ends = {"naive": moved, "matched": chosen.apply(moved)}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from onebasin.batchnorm import recompute_batchnorm
+from onebasin.cli.matcher import CHOICE, ChoiceFlags
 from onebasin.cli.options import (
     ARCHITECTURE,
     MATCHING,
@@ -34,6 +35,7 @@ def merge(
     weights: tuple[float, ...] = (),
     batchnorm_data: str | None = None,
     architecture: ArchitectureFlags = ARCHITECTURE,
+    choice: ChoiceFlags = CHOICE,
     matching: MatchingFlags = MATCHING,
 ) -> Outcome:
     """Align models to the first one, or all to each other, and average them.
@@ -50,22 +52,24 @@ def merge(
         weights: How much a model counts; give it once per model. Default: all the same.
         batchnorm_data: Callable that returns batches of inputs, from which batch-norm statistics are recomputed.
         architecture: Which architecture.
+        choice: Which matcher, and the inputs it looks at.
         matching: How the permutations are found.
     """
     output.check((RECORD,))
     if len(models) < 2:
         raise UsageError(f"{len(models)} models to merge", "two or more", "name them all: merge A B --out MERGED")
     batches = None if batchnorm_data is None else load_batches(batchnorm_data, "--batchnorm-data")
-    module = None if batches is None else architecture.build()
+    module = choice.module(architecture, needed=batches is not None)
     spec = architecture.permutation_spec(module)
-    given = {"architecture": architecture, "matcher": matching}
+    matcher = choice.build(matching, architecture, module)
+    given = {"architecture": architecture, "choice": choice, "matcher": matching}
     settings = given | {"method": method, "weights": weights, "batchnorm": batchnorm_data}
     run = Run(spec, [read_for(spec, path) for path in models], settings, output)
     if output.dry_run:
         return run.plan()
     with progress_bars() as progress:
         combined = combine if method == "reference" else combine_many
-        merged = combined(spec, [m.params for m in run.models], matching, weights=weights or None, progress=progress)
+        merged = combined(spec, [m.params for m in run.models], matcher, weights=weights or None, progress=progress)
         if merged.stop is StopReason.INTERRUPTED:
             raise KeyboardInterrupt
         # The reference has no alignment.

@@ -60,16 +60,20 @@ class Architecture:
         if self.model is None:
             do = "name a model with its inputs, or write a spec once with `onebasin inspect --out spec.json`"
             raise UsageError("neither a model nor a spec", "--model with --inputs, or --spec", do)
-        inputs = load_inputs(self.inputs)  # before the model: a misspelt shape is told at once
+        load_inputs(self.inputs)  # before the model: a misspelt shape is told at once
         model = model or self.build()
-        return permutation_spec(model, _beside(model, inputs), outputs=self._held())
+        return permutation_spec(model, self.example_inputs(model), outputs=self.held())
 
     def _proved(self, spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
         check_shapes(params_of(model), spec.shapes, f"--model {self.model}")
-        inputs = _beside(model, load_inputs(self.inputs))
-        return replace(spec, proof=prove(model, spec, inputs, outputs=self._held()))
+        return replace(spec, proof=prove(model, spec, self.example_inputs(model), outputs=self.held()))
 
-    def _held(self) -> tuple[int | str, ...] | None:
+    def example_inputs(self, model: nn.Module) -> ExampleInputs:
+        """Return example inputs where `model` computes. Raises `UsageError` without any."""
+        return tree_map_only(torch.Tensor, lambda tensor: tensor.to(_device(model)), load_inputs(self.inputs))
+
+    def held(self) -> tuple[int | str, ...] | None:
+        """Return the outputs that must be preserved; None: all."""
         return tuple(int(name) if name.isdecimal() else name for name in self.outputs) or None
 
 
@@ -135,10 +139,6 @@ def on_device_of(model: nn.Module, params: Params) -> Params:
     """Return `params` where `model` computes; a model without weights (meta device) computes wherever they are."""
     device = _device(model)
     return params if device.type == "meta" else map_tensors(params, lambda _, tensor: tensor.to(device))
-
-
-def _beside(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
-    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(_device(model)), inputs)
 
 
 def _device(model: nn.Module) -> torch.device:
