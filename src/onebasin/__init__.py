@@ -31,9 +31,12 @@ if TYPE_CHECKING:
     from onebasin.layout import Sum as Sum
     from onebasin.matching import ActivationMatching as ActivationMatching
     from onebasin.matching import Alignment as Alignment
+    from onebasin.matching import BestOf as BestOf
     from onebasin.matching import CoordinateDescent as CoordinateDescent
+    from onebasin.matching import Criterion as Criterion
     from onebasin.matching import FrankWolfe as FrankWolfe
     from onebasin.matching import Hybrid as Hybrid
+    from onebasin.matching import Polish as Polish
     from onebasin.matching import StopReason as StopReason
     from onebasin.matching import StraightThrough as StraightThrough
     from onebasin.matching import WeightMatching as WeightMatching
@@ -78,6 +81,9 @@ _HOME = {
     "ActivationMoments": "activations",
     "synthetic_batches": "synthetic",
     "StraightThrough": "matching",
+    "Polish": "matching",
+    "BestOf": "matching",
+    "Criterion": "matching",
     "Hybrid": "matching",
     "CoordinateDescent": "matching",
     "FrankWolfe": "matching",

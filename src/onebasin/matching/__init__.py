@@ -4,9 +4,11 @@ from onebasin.matching.activation import ActivationMatching
 from onebasin.matching.align import align
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
 from onebasin.matching.coordinate_descent import CoordinateDescent
+from onebasin.matching.criterion import BestOf, Criterion
 from onebasin.matching.frank_wolfe import FrankWolfe
 from onebasin.matching.hybrid import Hybrid
 from onebasin.matching.objective import Feature, Objective
+from onebasin.matching.polish import Polish
 from onebasin.matching.solvers import Solver
 from onebasin.matching.straight_through import StraightThrough
 from onebasin.matching.weight import WeightMatching
@@ -14,13 +16,16 @@ from onebasin.matching.weight import WeightMatching
 __all__ = [
     "ActivationMatching",
     "Alignment",
+    "BestOf",
     "Certificate",
     "CoordinateDescent",
+    "Criterion",
     "Feature",
     "FrankWolfe",
     "Hybrid",
     "Matcher",
     "Objective",
+    "Polish",
     "Solver",
     "StopReason",
     "StraightThrough",

@@ -19,7 +19,7 @@ class StopReason(Enum):
 
     CONVERGED = "No group can be improved any more while the others stay as they are."
     MAX_SWEEPS = "The sweep limit was reached while groups could still be improved."
-    FINISHED = "All epochs that were asked for are done."
+    FINISHED = "All that was asked for is done."
     NOT_FINITE = "A loss or its gradient was not finite; this is the best permutation found until then."
     INTERRUPTED = "Interrupted from the keyboard; this is the best permutation found until then."
 
@@ -121,9 +121,13 @@ class Alignment:
 
 
 def _settings(value: Any) -> dict[str, Any]:
-    """Return settings as JSON has them; one that has settings itself (a solver, say) as its name with those."""
+    """Return the fields that the repr of a matcher or solver shows, as JSON has them."""
     shown = [field.name for field in dataclasses.fields(value) if field.repr] if dataclasses.is_dataclass(value) else []
-    given = {name: getattr(value, name) for name in shown}
-    return {
-        k: {"name": type(v).__name__, **_settings(v)} if dataclasses.is_dataclass(v) else v for k, v in given.items()
-    }
+    return {name: _plain(getattr(value, name)) for name in shown}
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as JSON has it: a matcher or solver as its name and its own settings."""
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return {"name": type(value).__name__, **_settings(value)} if dataclasses.is_dataclass(value) else value

@@ -1,0 +1,164 @@
+"""A criterion of alignments that follows the network itself, and the choice between candidates by it. No labels."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from onebasin.errors import UsageError
+from onebasin.functional import check_repeatable, eval_mode, logits_of, with_params
+from onebasin.interpolate import lerp
+from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
+from onebasin.matching.straight_through import BatchLoss
+from onebasin.params import Params, map_tensors
+from onebasin.permutation import Permutation
+from onebasin.progress import Progress, silent
+from onebasin.spec import PermutationSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Criterion:
+    """How far the network half way between two models is from agreeing with them.
+
+        J(pi) = mean over inputs x of the cross entropy of softmax f((A + pi(B)) / 2, x) against the mean of the two
+                models' own softmaxes, in nats per example
+
+    It needs inputs, but no labels. Batch norm normalises by the statistics of the batch. Batches count alike, whatever
+    their sizes.
+
+    Args:
+        model: the architecture, a classifier, on the device of the reference.
+        batches: inputs: tensors, `(inputs, labels)`, or dicts of keyword inputs, readable many times. About 1000
+            inputs are enough to tell good alignments from bad ones.
+        loss: `(predict, batch) -> scalar`, to be used in the place of J for networks that are no classifiers.
+
+    Raises:
+        UsageError: batches that can be read only once.
+    """
+
+    model: nn.Module
+    batches: Iterable[Any]
+    loss: BatchLoss | None = None
+
+    def __post_init__(self) -> None:
+        check_repeatable(self.batches)
+
+    def between(self, params_a: Params, params_b: Params) -> Between:
+        """Return the criterion for two models, in any order of their units.
+
+        Raises:
+            UsageError: there are no batches.
+        """
+        return Between(self, params_a, params_b)
+
+    def mode(self) -> AbstractContextManager[None]:
+        """Put the model into eval mode, but batch norm into train mode."""
+        return eval_mode(self.model, [module for module in self.model.modules() if isinstance(module, _BatchNorm)])
+
+
+class Between:
+    """A criterion for the line between two models.
+
+    Args:
+        criterion: which.
+        a: the reference.
+        b: the moved model.
+    """
+
+    def __init__(self, criterion: Criterion, a: Params, b: Params) -> None:
+        self.criterion, self.a, self.b = criterion, a, b
+        with torch.no_grad(), criterion.mode():
+            ends = [] if criterion.loss else [with_params(criterion.model, params) for params in (a, b)]
+            self.targets = [
+                sum((logits_of(end, batch).softmax(1) for end in ends), torch.zeros(())) / 2
+                for batch in criterion.batches
+            ]
+        if not self.targets:
+            raise UsageError("no batches", "at least one batch of inputs", "check the data")
+
+    def at(self, permutation: Permutation) -> float:
+        """Return J of `permutation`.
+
+        Raises:
+            UsageError: it is not finite.
+        """
+        value = self.value(lerp(self.a, permutation.apply(self.b), 0.5))
+        if not math.isfinite(value):
+            do = "look at the inputs and the loss, and whether both models give finite outputs"
+            raise UsageError(f"a criterion of {value} at the midpoint", "a finite number", do)
+        return value
+
+    def value(self, middle: Params) -> float:
+        """Return J of the network with the weights `middle`."""
+        with torch.no_grad(), self.criterion.mode():
+            return sum(loss.item() for loss in self._losses(middle)) / len(self.targets)
+
+    def gradient(self, middle: Params) -> Params:
+        """Return the gradient of J at `middle` for every parameter that J depends on."""
+        names = [name for name, _ in self.criterion.model.named_parameters(remove_duplicate=False)]
+        free = map_tensors(
+            {name: middle[name] for name in names if middle[name].is_floating_point()},
+            lambda _, tensor: tensor.detach().clone().requires_grad_(),
+        )
+        with torch.enable_grad(), self.criterion.mode():
+            for loss in self._losses({**middle, **free}):
+                (loss / len(self.targets)).backward()
+        return {name: tensor.grad for name, tensor in free.items() if tensor.grad is not None}
+
+    def _losses(self, middle: Params) -> Iterator[Tensor]:
+        predict = with_params(self.criterion.model, middle)
+        for batch, target in zip(self.criterion.batches, self.targets, strict=True):
+            if self.criterion.loss:
+                yield self.criterion.loss(predict, batch)
+            else:
+                yield cross_entropy(logits_of(predict, batch), target)
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """The best of several alignments by `Criterion`; the start is one of them.
+
+    The history is minus the lowest criterion so far: at the start and after every candidate. `note` names the winner.
+
+    Args:
+        criterion: what decides.
+        candidates: matchers, each of which runs from the start.
+    """
+
+    criterion: Criterion = field(repr=False)
+    candidates: tuple[Matcher, ...]
+
+    def match(
+        self,
+        spec: PermutationSpec,
+        params_a: Params,
+        params_b: Params,
+        start: Permutation,
+        progress: Progress = silent,
+    ) -> Alignment:
+        """Run every candidate and keep the best."""
+        began, certificate = time.perf_counter(), Certificate()
+        between = self.criterion.between(params_a, params_b)
+        best, history, note, stop = start, [-between.at(start)], "the start was best", StopReason.FINISHED
+        for number, matcher in enumerate(self.candidates, 1):
+            found = matcher.match(spec, params_a, params_b, start, progress)
+            certificate += found.certificate
+            value = -between.at(found.permutation)
+            if value > history[-1]:
+                best, note = found.permutation, f"candidate {number} was best: {type(matcher).__name__}"
+            history.append(max(history[-1], value))
+            if found.stop is StopReason.INTERRUPTED:
+                stop = found.stop
+                break
+            progress("candidates", number, len(self.candidates))
+        seconds = time.perf_counter() - began
+        return Alignment(best, tuple(history), stop, certificate, self, seconds, note=note)
