@@ -22,6 +22,7 @@ from onebasin.functional import eval_mode
 
 ExampleInputs = tuple[Any, ...] | Mapping[str, Any] | Tensor
 TORCH = Path(torch.__file__).parent
+MAX_QUOTE = 200  # of what another library says in an error
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,11 @@ def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 DIAGNOSES = (
     ("data-dependent", "data-dependent control flow", "replace the branch by torch.where or torch.cond"),
     ("DynamicCache", "a cache object in the output", "pass use_cache=False in the example inputs"),
-    ("found in output", "an output that is no tensor", "return tensors, or wrap the model and return only those"),
+    (
+        "in output, which is not a known type",
+        "an output that is no tensor",
+        "return tensors, or wrap the model and return only those",
+    ),
     ("FakeTensorDeviceMismatch", "tensors on several devices", "put model and inputs on one device"),
 )
 
@@ -190,7 +195,8 @@ def _raised_at(error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= MAX_QUOTE else line[:MAX_QUOTE] + "..."
 
 
 def _held(program: ExportedProgram, outputs: Outputs) -> tuple[fx.Node, ...]:

@@ -207,6 +207,8 @@ def _with_meaning(call: Call, rule: rules.Rule) -> Value:
 
 def _known(value: Tensor, shape: tuple[int, ...], why: str, node: fx.Node) -> Abstract:
     """Return a constant; equal elements make a fill. A tensor that is written into later is not known."""
+    if value.device.type == "meta":
+        why += ", of unknown value on the meta device: build the model with weights, or on torch.device('cpu')"
     if value.device.type == "meta" or _written_to(node):
         return Abstract(tuple(leaf(size, why) for size in shape))
     equal = value.numel() > 0 and bool((value == value.flatten()[0]).all())

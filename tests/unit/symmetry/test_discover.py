@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -277,3 +278,39 @@ def test_what_is_no_module_is_refused() -> None:
 
 def test_a_model_that_returns_its_input_has_no_groups() -> None:
     assert not ob.permutation_spec(nn.Identity(), (torch.randn(2, 5),)).sizes
+
+
+class Masked(nn.Module):
+    """Multiplies its units by a constant, equal for all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 7), nn.Linear(7, 3)
+        self.register_buffer("mask", torch.ones(7), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x) * self.mask)
+
+
+def test_a_constant_matters_when_its_value_is_unknown() -> None:
+    assert dict(ob.permutation_spec(Masked(), (torch.randn(2, 5),)).sizes) == {"first": 7}
+    with torch.device("meta"):
+        spec = ob.permutation_spec(Masked(), (torch.empty(2, 5),))
+    assert not spec.sizes
+    assert "unknown value on the meta device" in spec.explain("first.weight")
+
+
+class Cached(nn.Module):
+    """Returns an object that is no tensor, as models with a key-value cache do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 7)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, object]:
+        return self.first(x), SimpleNamespace(keys=x)
+
+
+def test_an_object_in_the_output_is_refused_with_the_way_out() -> None:
+    with pytest.raises(DiscoveryError, match=r"(?s)no tensor.*return only those"):
+        ob.permutation_spec(Cached(), (torch.randn(2, 5),))
