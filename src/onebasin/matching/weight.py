@@ -26,9 +26,9 @@ class WeightMatching:
         seed: seed of the order in which groups are visited.
         max_sweeps: default from ainsworth2023's code.
         faq_steps: for groups that stand on two axes of one tensor (recurrent layers); see `CoordinateDescent`.
-        solver: the paper's coordinate descent, `"frank-wolfe"` (coordinate descent from where it ends: see
-            `FrankWolfe`), or a solver with settings of its own, which then count alone.
-        features: "raw", the paper's: the weights themselves; "unit": every tensor counts alike; see `features_of`.
+        solver: "coordinate-descent" (the paper's), or "frank-wolfe", which reaches more at some four times the cost; in
+            Python also a solver with settings of its own, as `FrankWolfe(steps=100)`, which then count alone.
+        features: "raw" (the paper's): the weights themselves; "unit": every tensor counts alike, whatever its norm.
 
     Source: ainsworth2023, section 3.2 and Alg. 1.
     Differs: see `CoordinateDescent`.
