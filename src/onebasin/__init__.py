@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from onebasin.merging import Merge as Merge
     from onebasin.merging import merge_many as merge_many
     from onebasin.merging.merge import merge as merge
+    from onebasin.merging.repair import repair as repair
     from onebasin.params import Params as Params
     from onebasin.params import params_of as params_of
     from onebasin.permutation import Permutation as Permutation
@@ -94,6 +95,7 @@ _HOME = {
     "slerp": "interpolate",
     "merge": "merging.merge",
     "merge_many": "merging",
+    "repair": "merging.repair",
     "Merge": "merging",
     "recompute_batchnorm": "batchnorm",
     "classification": "analysis.evaluation",

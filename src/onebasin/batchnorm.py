@@ -53,7 +53,7 @@ def recompute_batchnorm(
     Differs: pooled moments instead of a running average of per-batch variances, and all other modules stay in eval mode
     (dropout off), so the result is deterministic and does not depend on `momentum`.
     """
-    moments: Streams = {layer: ChannelMoments(layer.num_features) for layer in _tracking(model)}
+    moments: Streams = {layer: ChannelMoments(layer.num_features) for layer in tracking_layers(model)}
     if not moments:
         return dict(params)
     predict = with_params(model, params)
@@ -62,7 +62,8 @@ def recompute_batchnorm(
     return _replaced(model, params, moments, count)
 
 
-def _tracking(model: nn.Module) -> list[_BatchNorm]:
+def tracking_layers(model: nn.Module) -> list[_BatchNorm]:
+    """Return the batch norms of `model` that keep running statistics."""
     return [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
 
 

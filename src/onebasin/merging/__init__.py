@@ -2,5 +2,6 @@
 
 from onebasin.merging.many import merge_many
 from onebasin.merging.merge import Merge, merge
+from onebasin.merging.repair import repair
 
-__all__ = ["Merge", "merge", "merge_many"]
+__all__ = ["Merge", "merge", "merge_many", "repair"]

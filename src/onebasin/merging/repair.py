@@ -1,0 +1,173 @@
+"""REPAIR: units of a merged network get back the mean and the deviation that averaging took from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebasin import layout
+from onebasin.batchnorm import recompute_batchnorm, tracking_layers
+from onebasin.errors import UsageError
+from onebasin.functional import check_repeatable, eval_mode, inputs_of, with_params
+from onebasin.interpolate import mean
+from onebasin.layout import Axes
+from onebasin.moments import ChannelMoments, ChannelStatistics
+from onebasin.params import Params, check_shapes, compute_dtype, params_of
+from onebasin.progress import Progress, silent
+from onebasin.spec import PermutationSpec
+
+PRODUCERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]
+Statistics = dict[str, Tensor]  # "mean" and "deviation" of every unit a layer puts out
+
+
+def repair(
+    model: nn.Module,
+    spec: PermutationSpec,
+    merged: Mapping[str, Tensor],
+    ends: Sequence[Mapping[str, Tensor]],
+    batches: Iterable[Any],
+    weights: Sequence[float] | None = None,
+    progress: Progress = silent,
+) -> tuple[Params, dict[str, str]]:
+    """Set the statistics of every unit of a merged network to the weighted mean of those of its ends.
+
+    The output z of every linear or convolutional layer that puts out units of the spec becomes
+
+        (z - mean of z) / deviation of z * sum_i w_i deviation_i + sum_i w_i mean_i
+
+    per unit, over all samples and positions, which is folded into the layer's weight and bias: no layer is added. The
+    statistics of the merged network are those of layers whose inputs have been repaired too, batch by batch, as in the
+    train mode of batch norm; they are exact to the extent that batches are large. Batch-norm statistics are recomputed
+    as well, and need no call of their own.
+
+    Args:
+        model: the architecture; it is left alone.
+        spec: its symmetries, of whose groups only the units are repaired.
+        merged: the merged weights.
+        ends: the networks that were merged, in the order of `merged`: `permutation.apply(params)` of each.
+        batches: inputs, read several times: a few thousand examples, in large batches.
+        weights: how much each end counts, as in the merge; default: all the same.
+        progress: called after each batch.
+
+    Returns:
+        New params, and layer -> reason for each layer with units of the spec that was left as it is. Units that no
+        layer of these kinds puts out (embeddings, transposed convolutions, recurrent layers) are named there as well.
+
+    Raises:
+        UsageError: no batches, batches that can be read only once, or weights that do not fit.
+        ParamsError: model, spec and params do not fit each other.
+
+    Source: jordan2023, sections 3 and 4.
+    Differs: no batch norm is inserted and fused; biases are needed, and layers without are left alone.
+    """
+    check_shapes(params_of(model), spec.shapes, "the weights of the model")
+    check_repeatable(batches)
+    left = _left(model, spec)
+    layers = {n: layer for n, layer in model.named_modules() if n not in left and _puts_out(n, layer, spec)}
+    found = [_measured(model, params, layers, batches, progress) for params in ends]
+    left |= {name: "is not called exactly once per batch" for name in layers if any(name not in one for one in found)}
+    layers = {name: layer for name, layer in layers.items() if name not in left}
+    goals = {name: mean([one[name] for one in found], weights) for name in layers}
+    own = _measured(model, merged, layers, batches, progress, goals)
+    result = dict(merged)
+    for name in layers:
+        _fold(result, name, own[name], goals[name])
+    return recompute_batchnorm(model, result, batches, progress), left
+
+
+def _puts_out(name: str, layer: nn.Module, spec: PermutationSpec) -> bool:
+    """Return whether `layer` is of a kind that can be repaired and puts out units of the spec."""
+    return isinstance(layer, PRODUCERS) and _holds_units(spec.tensors.get(f"{name}.weight", ())[:1])
+
+
+def _left(model: nn.Module, spec: PermutationSpec) -> dict[str, str]:
+    """Return the layers with units of the spec that cannot be repaired, each with the reason."""
+    tied = {name for names in spec.ties for name in names}
+    left: dict[str, str] = {}
+    for name, layer in model.named_modules():
+        own = [f"{name}.{key}".lstrip(".") for key, _ in layer.named_parameters(recurse=False)]
+        if not any(len(spec.tensors[key]) > 1 and _holds_units(spec.tensors[key]) for key in own):
+            continue
+        if not isinstance(layer, PRODUCERS):
+            left[name] = f"is a {type(layer).__name__}"
+        elif f"{name}.weight" not in spec.tensors:
+            left[name] = "has a weight that is computed from others"
+        elif _puts_out(name, layer, spec) and layer.bias is None:
+            left[name] = "has no bias"
+        elif _puts_out(name, layer, spec) and tied & set(own):
+            left[name] = "is tied to another layer"
+    return left
+
+
+def _holds_units(axes: Axes) -> bool:
+    return any(leaf.group for axis in axes for leaf in layout.leaves(axis))
+
+
+def _measured(
+    model: nn.Module,
+    params: Mapping[str, Tensor],
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Any],
+    progress: Progress,
+    goals: Mapping[str, Statistics] | None = None,
+) -> dict[str, Statistics]:
+    """Return the statistics of the outputs of `layers`; with `goals`, each batch of them is given these first."""
+    streams = {name: ChannelMoments(len(params[f"{name}.weight"])) for name in layers}
+    calls, done = dict.fromkeys(layers, 0), 0
+    predict = with_params(model, params)
+
+    def hook(name: str, axis: int) -> Hook:
+        def look(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            calls[name] += 1
+            rows = output.movedim(axis, 1) if output.dim() > 1 else output[None]
+            if goals is None:
+                streams[name].update(rows)
+                return None
+            batch = ChannelMoments(rows.shape[1])
+            batch.update(rows)
+            streams[name].merge(batch)
+            scale, shift = _change(_statistics(batch.finalize()), goals[name])
+            shape = [-1 if dim == axis % output.dim() else 1 for dim in range(output.dim())]
+            return output * scale.reshape(shape).to(output) + shift.reshape(shape).to(output)
+
+        return look
+
+    training = () if goals is None else tracking_layers(model)  # their statistics are to be recomputed
+    with ExitStack() as stack, eval_mode(model, training), torch.no_grad():
+        for name, layer in layers.items():
+            axis = -1 if isinstance(layer, nn.Linear) else 1
+            stack.callback(layer.register_forward_hook(hook(name, axis)).remove)
+        for done, batch in enumerate(batches, 1):
+            args, kwargs = inputs_of(batch)
+            predict(*args, **kwargs)
+            progress("repair", done, 0)
+    if not done:
+        raise UsageError("no batches", "at least one batch of inputs", "pass a list or a DataLoader")
+    return {name: _statistics(stream.finalize()) for name, stream in streams.items() if calls[name] == done}
+
+
+def _statistics(found: ChannelStatistics) -> Statistics:
+    return {"mean": found.mean, "deviation": found.variance.sqrt()}
+
+
+def _change(own: Statistics, goal: Statistics) -> tuple[Tensor, Tensor]:
+    """Return scale and shift that bring the statistics to the goal; a unit that never changes is only shifted."""
+    lively = own["deviation"] > 1e-10 * own["mean"].abs()
+    scale = torch.where(lively, goal["deviation"] / own["deviation"].clamp_min(1e-300), 1.0)
+    return scale, goal["mean"] - scale * own["mean"]
+
+
+def _fold(params: Params, name: str, own: Statistics, goal: Statistics) -> None:
+    """Put the change of a layer's output into its weight and bias."""
+    scale, shift = _change(own, goal)
+    weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
+    wide = compute_dtype(weight)
+    scale, shift = scale.to(weight.device, wide), shift.to(weight.device, wide)
+    rows = scale.reshape(-1, *[1] * (weight.dim() - 1))
+    params[f"{name}.weight"] = (weight.to(wide) * rows).to(weight.dtype)
+    params[f"{name}.bias"] = (bias.to(wide) * scale + shift).to(bias.dtype)

@@ -1,0 +1,206 @@
+"""REPAIR: every repaired unit has the mean and deviation of the ends; what cannot be repaired is named and left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from helpers import assert_same, clone, randomise
+from torch import Tensor, nn
+
+from onebasin.batchnorm import recompute_batchnorm
+from onebasin.errors import ParamsError, UsageError
+from onebasin.functional import with_params
+from onebasin.interpolate import mean
+from onebasin.merging import repair
+from onebasin.params import Params, params_of
+from onebasin.spec import PermutationSpec
+from onebasin.symmetry.discover import permutation_spec
+
+
+def mlp() -> nn.Module:
+    layers = nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 11), nn.Tanh(), nn.Linear(11, 5), nn.GELU(), nn.Linear(5, 2)
+    return nn.Sequential(*layers)
+
+
+def convnet() -> nn.Module:
+    layers = nn.Conv2d(2, 7, 3), nn.ReLU(), nn.Conv2d(7, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(15, 11), nn.ReLU()
+    return nn.Sequential(*layers, nn.Linear(11, 2))
+
+
+def normed() -> nn.Module:
+    """Batch norm after convolutions with and without a bias."""
+    first = nn.Conv2d(2, 7, 3), nn.BatchNorm2d(7), nn.ReLU()
+    second = nn.Conv2d(7, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU()
+    return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(15, 11), nn.ReLU(), nn.Linear(11, 2))
+
+
+Net = tuple[nn.Module, PermutationSpec, list[Params], Tensor]
+
+
+def net(make: Callable[[], nn.Module], *shape: int) -> Net:
+    """Return a model, its spec, two networks and inputs in float64."""
+    model, ends = make().double().eval(), []
+    for seed in range(2):
+        randomise(model, seed)
+        ends.append(clone(params_of(model)))
+    inputs = torch.randn(53, *shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return model, permutation_spec(model, (inputs,)), ends, inputs
+
+
+def statistics(model: nn.Module, params: Params, inputs: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of the units that `layer` puts out."""
+    seen: list[Tensor] = []
+    hook = model.get_submodule(layer).register_forward_hook(lambda _, args, out: seen.append(out))
+    with torch.no_grad():
+        with_params(model, params)(inputs)
+    hook.remove()
+    rows = seen[0].movedim(1, -1).flatten(0, -2)
+    return rows.mean(0), rows.std(0, correction=0)
+
+
+def assert_between(
+    found: Net, repaired: Params, layers: Sequence[str], weights: Sequence[float], atol: float = 1e-10
+) -> None:
+    model, _, ends, inputs = found
+    for layer in layers:
+        one, other = (statistics(model, params, inputs, layer) for params in ends)
+        for value, a, b in zip(statistics(model, repaired, inputs, layer), one, other, strict=True):
+            goal = (weights[0] * a + weights[1] * b) / sum(weights)
+            torch.testing.assert_close(value, goal, rtol=1e-9, atol=atol, msg=lambda text, layer=layer: layer + text)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0)])
+@pytest.mark.parametrize(
+    ("make", "shape", "layers"), [(mlp, (3,), ("0", "2", "4")), (convnet, (2, 7, 5), ("0", "2", "5"))]
+)
+def test_units_have_the_statistics_of_the_ends(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], layers: Sequence[str], weights: Sequence[float]
+) -> None:
+    found = model, spec, ends, inputs = net(make, *shape)
+    merged = mean(ends, weights)
+    before = clone(merged)
+    repaired, left = repair(model, spec, merged, ends, [inputs], weights)
+    assert left == {}
+    assert_between(found, repaired, layers, weights)
+    assert_same(merged, before)
+    with pytest.raises(AssertionError):  # averaging alone does not give them
+        assert_between(found, merged, layers, weights)
+    last = layers[-1].replace("4", "6").replace("5", "7")
+    assert torch.equal(repaired[f"{last}.weight"], merged[f"{last}.weight"])  # outputs are no units
+
+
+def test_small_batches_come_near() -> None:
+    model, spec, ends, inputs = net(mlp, 3)
+    merged = mean(ends)
+    whole, _ = repair(model, spec, merged, ends, [inputs])
+    split, _ = repair(model, spec, merged, ends, list(inputs.split(27)))
+    for name in ("0.weight", "0.bias"):  # nothing before the first layer is normalised batch by batch
+        torch.testing.assert_close(split[name], whole[name])
+    out = [with_params(model, params)(inputs) for params in (merged, split, whole)]
+    assert (out[1] - out[2]).norm() < 0.3 * (out[0] - out[2]).norm()
+
+
+def test_a_merge_of_equals_is_left_as_it_is() -> None:
+    model, spec, (theta, _), inputs = net(convnet, 2, 7, 5)
+    repaired, _ = repair(model, spec, theta, [theta, theta], [inputs])
+    for name, tensor in theta.items():
+        torch.testing.assert_close(repaired[name], tensor)
+
+
+def test_batch_norm_is_recomputed() -> None:
+    found = model, spec, ends, inputs = net(normed, 2, 7, 5)
+    repaired, left = repair(model, spec, mean(ends), ends, [inputs])
+    assert left == {"3": "has no bias"}
+    assert_between(found, repaired, ["0"], (1, 1))
+    # Running variances are divided by n - 1, those of a batch by n.
+    assert_between(found, repaired, ["7"], (1, 1), 0.02)
+    with pytest.raises(AssertionError):
+        assert_between(found, recompute_batchnorm(model, mean(ends), [inputs]), ["7"], (1, 1), 0.02)
+    again = recompute_batchnorm(model, repaired, [inputs])
+    for name in ("1.running_mean", "4.running_var"):
+        torch.testing.assert_close(repaired[name], again[name])
+
+
+def test_a_unit_that_never_changes_is_only_shifted() -> None:
+    model, spec, ends, inputs = net(mlp, 3)
+    merged = mean(ends)
+    merged["0.weight"][2] = 0
+    repaired, _ = repair(model, spec, merged, ends, [inputs])
+    assert all(torch.isfinite(tensor).all() for tensor in repaired.values())
+    assert torch.equal(repaired["0.weight"][2], merged["0.weight"][2])
+    goals = [statistics(model, params, inputs, "0")[0][2] for params in ends]
+    torch.testing.assert_close(statistics(model, repaired, inputs, "0")[0][2], sum(goals) / 2)
+
+
+class Mixed(nn.Module):
+    """Layers that cannot be repaired: an embedding, no bias, tied, called twice, weight norm, transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.free, self.twice = nn.Embedding(13, 7), nn.Linear(7, 5, bias=False), nn.Linear(5, 5)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(5, 11))
+        self.one, self.other = nn.Linear(11, 11), nn.Linear(11, 11)
+        self.other.weight = self.one.weight
+        self.turned, self.good, self.head = nn.ConvTranspose1d(11, 3, 1), nn.Linear(3, 17), nn.Linear(17, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.twice(self.twice(self.free(self.embed(tokens)).relu()).relu()).relu()
+        x = self.other(self.one(self.normed(x).relu()).relu()).relu()
+        return self.head(self.good(self.turned(x[..., None])[..., 0].relu()).relu())
+
+
+def test_what_cannot_be_repaired_is_named_and_left() -> None:
+    model, ends = Mixed().double(), []
+    tokens = torch.randint(0, 13, (53,), generator=torch.Generator().manual_seed(0))
+    for seed in range(2):
+        randomise(model, seed)
+        ends.append(clone(params_of(model)))
+    spec, merged = permutation_spec(model, (tokens,)), mean(ends)
+    repaired, left = repair(model, spec, merged, ends, [tokens])
+    reasons = {
+        "embed": "is a Embedding",
+        "free": "has no bias",
+        "twice": "is not called exactly once per batch",
+        "normed.parametrizations.weight": "is a _ParametrizationList",
+        "one": "is tied to another layer",
+        "other": "is tied to another layer",
+        "turned": "is a ConvTranspose1d",
+    }
+    assert left | {"normed.parametrizations.weight": reasons["normed.parametrizations.weight"]} == reasons
+    assert "normed.parametrizations.weight" in left
+    changed = {name for name in merged if not torch.equal(merged[name], repaired[name])}
+    assert changed == {"good.weight", "good.bias"}
+    found: Net = (model, spec, ends, tokens)
+    assert_between(found, repaired, ["good"], (1, 1))
+
+
+def test_the_model_is_left_alone_and_progress_told() -> None:
+    model, spec, ends, inputs = net(normed, 2, 7, 5)
+    model.train()
+    before, seen = clone(params_of(model)), []
+    repair(model, spec, mean(ends), ends, [inputs], progress=lambda *step: seen.append(step[0]))
+    assert_same(params_of(model), before)
+    assert all(layer.training for layer in model.modules())
+    assert not any(layer._forward_hooks for layer in model.modules())
+    assert seen.count("repair") == 3
+
+
+def test_half_precision_keeps_its_dtype() -> None:
+    model, spec, ends, inputs = net(mlp, 3)
+    halves = [{name: tensor.bfloat16() for name, tensor in params.items()} for params in ends]
+    repaired, _ = repair(model.bfloat16(), spec, mean(halves), halves, [inputs.bfloat16()])
+    assert {tensor.dtype for tensor in repaired.values()} == {torch.bfloat16}
+
+
+def test_wrong_batches_are_refused() -> None:
+    model, spec, ends, inputs = net(mlp, 3)
+    with pytest.raises(UsageError, match="no batches"):
+        repair(model, spec, mean(ends), ends, [])
+    with pytest.raises(UsageError, match="generator"):
+        repair(model, spec, mean(ends), ends, (batch for batch in [inputs]))
+    with pytest.raises(ParamsError, match="weights of the model"):
+        repair(convnet(), spec, mean(ends), ends, [inputs])
+    with pytest.raises(UsageError, match="2 models and the weights"):
+        repair(model, spec, mean(ends), ends, [inputs], [1.0])
