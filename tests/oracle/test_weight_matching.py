@@ -99,7 +99,10 @@ def test_both_swaps_where_a_greedy_single_pass_fails(seed: int) -> None:
 
 
 def test_the_seeds_above_visit_the_two_groups_in_both_orders() -> None:
-    assert {tuple(next(CoordinateDescent(seed)._orders(["P0", "P1"]))) for seed in range(8)} == {("P0", "P1"), ("P1", "P0")}
+    assert {tuple(next(CoordinateDescent(seed)._orders(["P0", "P1"]))) for seed in range(8)} == {
+        ("P0", "P1"),
+        ("P1", "P0"),
+    }
 
 
 def two_layers(signs: tuple[float, float], bias: tuple[float, float], second: tuple[float, float]) -> Params:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import assert_same, clone, randomise
 from torch import Tensor, nn
 
-from helpers import assert_same, clone, randomise
 from onebasin.batchnorm import recompute_batchnorm
 from onebasin.errors import ParamsError, UsageError
 from onebasin.params import Params, params_of, tied_names

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import assert_same, clone
 from torch import Tensor, nn
 
-from helpers import assert_same, clone
 from onebasin.errors import ParamsError, UsageError
 from onebasin.functional import check_repeatable, eval_mode, inputs_of, labels_of, with_params
 from onebasin.params import params_of

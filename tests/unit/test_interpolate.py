@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from helpers import assert_same, clone
 from torch import Tensor
 
-from helpers import assert_same, clone
 from onebasin.errors import ParamsError, UsageError
 from onebasin.interpolate import Interpolation, lerp, mean, slerp
 from onebasin.params import Params, tied_names

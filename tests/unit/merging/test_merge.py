@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-
 from helpers import assert_same, clone
+
 from onebasin.errors import ParamsError, UsageError
 from onebasin.interpolate import mean, slerp
 from onebasin.matching import WeightMatching
