@@ -62,7 +62,7 @@ def align(
         found.permutation.apply(moved.params),
         {"alignment": found.to_json()},
         b,
-        (alignment_table({str(b): found}), found.stop.value),
+        (alignment_table({str(b): found}), found.why()),
         permutation=found.permutation.to_json(),
         spec=spec.to_json(),
     )
