@@ -2,7 +2,8 @@
 
 Sums of squared deviations are kept about the running mean and joined by the pairwise formula, in float64: nothing is
 lost when the mean is large against the deviation, and any split of the data over batches, workers or machines gives the
-same result to rounding. Sums stay on the device of the first batch. (chan1983)
+same result to rounding. Cross products within a batch are computed from centred rows in its own dtype, float32 at
+least. Sums stay on the device of the first batch. (chan1983)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from onebasin.errors import UsageError
+from onebasin.params import compute_dtype
 
 # A deviation below this share of the mean is rounding: the feature is constant, and correlates with nothing.
 CONSTANT = 1e-10
@@ -151,12 +153,14 @@ class CrossMoments:
             return
         if not self.a.count:
             self.products = self.products.to(batch_a.device)
-        rows_a, mean_a = _centred(batch_a.to(self.products.device))
-        rows_b, mean_b = _centred(batch_b.to(self.products.device))
+        # Products of centred rows lose only their own rounding in the dtype they come in, and cost far less.
+        dtype = torch.promote_types(compute_dtype(batch_a), compute_dtype(batch_b))
+        rows_a, mean_a = _centred_rows(batch_a.to(self.products.device), dtype)
+        rows_b, mean_b = _centred_rows(batch_b.to(self.products.device), dtype)
         self._shift(len(batch_a), mean_a, mean_b)
-        self.products.addmm_(rows_a.T, rows_b)
-        self.a._add(len(batch_a), mean_a, rows_a.square_().sum(0))
-        self.b._add(len(batch_b), mean_b, rows_b.square_().sum(0))
+        self.products += rows_a.T @ rows_b
+        self.a._add(len(batch_a), mean_a, rows_a.square_().sum(0, dtype=torch.float64))
+        self.b._add(len(batch_b), mean_b, rows_b.square_().sum(0, dtype=torch.float64))
 
     def merge(self, other: CrossMoments) -> None:
         """Add everything that `other` has seen.
@@ -193,6 +197,13 @@ def _centred(batch: Tensor) -> tuple[Tensor, Tensor]:
     own = batch.detach().to(torch.float64, copy=True)
     mean = own.mean(_samples(batch))
     return own.sub_(mean.reshape(-1, *[1] * (batch.dim() - 2))), mean
+
+
+def _centred_rows(batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return deviations from the mean in `dtype`, and the mean in float64."""
+    own = batch.detach().to(dtype)
+    mean = own.mean(0, dtype=torch.float64)
+    return own - mean.to(dtype), mean
 
 
 def _samples(batch: Tensor) -> list[int]:

@@ -109,6 +109,16 @@ def test_lower_precision_is_accumulated_in_float64(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.variance, samples.double().var(0, correction=0), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize(("dtype", "mean"), [(torch.float32, 0.0), (torch.float32, 100.0), (torch.bfloat16, 1.0)])
+def test_cross_products_of_lower_precision_lose_only_float32_rounding(dtype: torch.dtype, mean: float) -> None:
+    a, b = (draw(1009, 3, mean=mean, seed=seed).to(dtype) for seed in (0, 1))
+    found, exact = (cross(x, y, *[127] * 7, 120).finalize() for x, y in ((a, b), (a.double(), b.double())))
+    assert found.covariance.dtype == torch.float64
+    torch.testing.assert_close(found.covariance, exact.covariance, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.product, exact.product, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.a.variance, exact.a.variance, rtol=1e-6, atol=0)
+
+
 def test_gradients_are_not_kept() -> None:
     batch = draw(5, 3).requires_grad_()
     moments = CrossMoments(3)
