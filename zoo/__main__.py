@@ -32,14 +32,13 @@ PARTS: dict[str, Part] = {
 }
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Measure all chosen set-ups; return 1 if any is unsound or breaks discovery."""
-    options = _options()
-    warnings.simplefilter("ignore")
+    options = _options(arguments)
     rows: list[Row] = []
     bad = 0
     begin = time.perf_counter()
-    with _Lines() as lines:
+    with _Lines() as lines, warnings.catch_warnings(action="ignore"):
         for setup in _chosen(options, lines):
             try:
                 row = measure(setup)
@@ -56,13 +55,13 @@ def main() -> int:
     return int(bad > 0)
 
 
-def _options() -> argparse.Namespace:
+def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m zoo", description=__doc__)
     parser.add_argument("names", nargs="*", help="names or patterns of models (default: all)")
-    parser.add_argument("--part", choices=PARTS, action="append", help="only this part (may be repeated)")
+    parser.add_argument("--part", choices=list(PARTS), action="append", help="only this part (may be repeated)")
     parser.add_argument("--all", action="store_true", help="the largest models too")
     parser.add_argument("--json", type=Path, help="write all rows to this file")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def _chosen(options: argparse.Namespace, lines: _Lines) -> Iterator[Setup]:

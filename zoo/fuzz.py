@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -158,11 +160,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--go-on", action="store_true", help="do not stop at the first wrong group")
     parser.add_argument("--control", action="store_true", help="make every spec wrong too; count what is caught")
     options = parser.parse_args(arguments)
-    warnings.simplefilter("ignore")
     counts: Counter[str] = Counter()
     begin = time.perf_counter()
-    for seed in range(options.first, options.first + options.count):
-        finding = examine(program(seed), seed)
+    seeds = range(options.first, options.first + options.count)
+    for seed in track(seeds, "programs", console=Console(stderr=True), disable=not sys.stderr.isatty()):
+        with warnings.catch_warnings(action="ignore"):
+            finding = examine(program(seed), seed)
         counts += _tally(finding)
         if options.control:
             counts += caught(finding, seed)
