@@ -136,6 +136,34 @@ def stepped(w: Writer, x: Value) -> str:
     return f"{x.name}[{':, ' * dim}{start}::{step}]"
 
 
+@often(3)
+def interleaved(w: Writer, x: Value) -> str:
+    """The halves of an axis take turns, or what took turns is parted again."""
+    dim = even(w, x)
+    half = x.shape[dim] // 2
+    before = ":, " * dim
+    kind = w.random.random()
+    if kind < 0.4:
+        view = w.line(f"{x.name}.reshape({listed([*x.shape[:dim], 2, half, *x.shape[dim + 1 :]])})")
+        return f"{view.name}.transpose({dim}, {dim + 1}).flatten({dim}, {dim + 1})"
+    one, two = (w.line(f"{x.name}[{before}{start}::2]") for start in (0, 1))
+    if kind < 0.7:
+        return f"torch.cat([{one.name}, torch.tanh({two.name})], {dim})"
+    return f"torch.stack([-{two.name}, {one.name}], {dim + 1}).flatten({dim}, {dim + 1})"
+
+
+@often(2)
+def add_to_run(w: Writer, x: Value) -> str:
+    """A part of a copy is added to in place."""
+    dim = w.dim(x)
+    cut = w.random.randrange(1, x.shape[dim])
+    copy = w.line(f"{x.name}.clone()")
+    shape = [cut if number == dim else size for number, size in enumerate(x.shape)]
+    scale = w.parameter(*(size if w.random.random() < 0.6 else 1 for size in shape))
+    w.line(f"{copy.name}.narrow({dim}, 0, {cut}).mul_({scale})")
+    return copy.name
+
+
 @often(2)
 def write_run(w: Writer, x: Value) -> str:
     """A part of a fresh tensor is written over."""

@@ -72,6 +72,21 @@ def inner(w: Writer, x: Value) -> str:
     return f"torch.inner({x.name}, {w.parameter(w.width(), x.shape[-1])})"
 
 
+@often(2)
+def low_rank(w: Writer, x: Value) -> str:
+    """A weight that is a sum of a matrix and a product of two."""
+    out, rank = w.width(), w.random.choice((2, 3))
+    weight, up, down = w.parameter(out, x.shape[-1]), w.parameter(out, rank), w.parameter(rank, x.shape[-1])
+    return f"F.linear({x.name}, {weight} + {up} @ {down})"
+
+
+@often(1)
+def standardised(w: Writer, x: Value) -> str:
+    """A weight of zero mean and unit variance in each of its rows."""
+    weight = w.parameter(w.width(), x.shape[-1])
+    return f"F.linear({x.name}, ({weight} - {weight}.mean(1, keepdim=True)) / ({weight}.std(1, keepdim=True) + 1))"
+
+
 @often(1)
 def bilinear(w: Writer, x: Value) -> str:
     return f"{w.layer(f'nn.Bilinear({x.shape[-1]}, {x.shape[-1]}, {w.width()})')}({x.name}, {x.name})"
@@ -290,6 +305,33 @@ def attention(w: Writer, x: Value) -> str:
 def self_attention(w: Writer, x: Value) -> str:
     ranked(x, 2, 3)
     return f"F.scaled_dot_product_attention({x.name}, {x.name}, {x.name})"
+
+
+@often(2)
+def rotary(w: Writer, x: Value) -> str:
+    """Positions turn pairs of units, a half apart; a part of the units may be left out."""
+    ranked(x, 3)
+    if x.shape[2] % 4:
+        raise Stuck("no pairs")
+    turned = w.random.choice((x.shape[2], x.shape[2] // 2))
+    angles = f"torch.outer(torch.arange({x.shape[1]}.0), 0.5 ** torch.arange({turned // 2}.0)).repeat(1, 2)"
+    head = w.line(f"{x.name}[..., :{turned}]")
+    half = w.line(f"torch.cat([-{head.name}[..., {turned // 2}:], {head.name}[..., :{turned // 2}]], -1)")
+    out = f"{head.name} * ({angles}).cos() + {half.name} * ({angles}).sin()"
+    return f"torch.cat([{out}, {x.name}[..., {turned}:]], -1)"
+
+
+@often(2)
+def biased_attention(w: Writer, x: Value) -> str:
+    """Attention with a learnt bias: one for all heads, one for each, or one for each pair of positions too."""
+    ranked(x, 3)
+    heads = w.divisor(x.shape[2])
+    batch, length, width = x.shape
+    shape = w.random.choice(((length, length), (heads, 1, length), (heads, length, length), (1, 1, length)))
+    split = w.line(f"{x.name}.view({batch}, {length}, {heads}, {width // heads}).transpose(1, 2)").name
+    keys = w.line(f"{w.layer(f'nn.Linear({width // heads}, {width // heads})')}({split})").name
+    scores = w.line(f"F.softmax({split} @ {keys}.transpose(-1, -2) + {w.parameter(*shape)}, -1)").name
+    return f"({scores} @ {split}).transpose(1, 2).flatten(2)"
 
 
 @often(2)
