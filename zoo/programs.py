@@ -43,7 +43,7 @@ def load(source: str, seed: int = 0) -> tuple[nn.Module, ExampleInputs]:
 
 
 def _begin(w: Writer) -> None:
-    kind, width = w.random.choice(("tokens", "vectors", "sequence", "sequence", "image")), w.width()
+    kind, width = w.random.choice(("tokens", "vectors", "sequence", "sequence", "image", "image")), w.width()
     length, places = w.random.choice((3, 4, 6)), w.random.choice((3, 4))
     if kind == "tokens":
         x = w.start(f"torch.randint(0, {VOCABULARY}, (2, {length}))")
