@@ -28,10 +28,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import onebasin as ob
-from onebasin.analysis.distance import distance
-from onebasin.checkpoints import provenance, read, save
-from onebasin.report.figures import barrier_figure
-from onebasin.report.record import dumps, record
 
 NAME = "language_model"
 SEEDS = (0, 1)  # lam = 0, the reference, and lam = 1
@@ -165,14 +161,14 @@ def trained(seed: int, text: Tensor, args: argparse.Namespace) -> tuple[ob.Param
     name = "_".join([NAME, f"seed{seed}", *(f"{key}{value}" for key, value in settings.items())])
     file = args.models / f"{name}.safetensors" if args.models else None
     if file and file.exists():
-        kept = read(file)
-        return kept.params, json.loads(kept.metadata["onebasin"])["seconds"]
+        return ob.load(file), json.loads(file.with_suffix(".json").read_text())["seconds"]
     begin = time.perf_counter()
     params = train(seed, Decoder(args.width, args.layers), text, args.steps)
     seconds = time.perf_counter() - begin
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save(file, params, provenance({"experiment": NAME, "seed": seed, **settings, "seconds": seconds}))
+        file.with_suffix(".json").write_text(json.dumps({"seconds": seconds}))
+        ob.save(file, params)
     return params, seconds
 
 
@@ -201,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     spec = ob.permutation_spec(model, (inputs[:2],))
     found = ob.align(spec, params_a, params_b, ob.WeightMatching(seed=0))
     moved = found.permutation.apply(params_b)
-    closer = distance(spec, params_a, params_b, moved)
+    closer = ob.distance(spec, params_a, params_b, moved)
     print(spec, found, closer, sep="\n")
 
     # The core law, on the trained model: B with its units in another order computes what B computes.
@@ -258,14 +254,12 @@ def main(arguments: list[str] | None = None) -> None:
     }
     flags = [*(f"--{key} {value}" for key, value in sizes.items()), *(["--models DIR"] if args.models else [])]
     command = " ".join([f"python experiments/{NAME}.py", *flags])
-    made = record(command, {**settings, "seeds": SEEDS, "points": args.points}, results, time.perf_counter() - begin)
+    made = ob.record(command, {**settings, "seeds": SEEDS, "points": args.points}, results, time.perf_counter() - begin)
     args.out.mkdir(parents=True, exist_ok=True)
     default = all(parser.get_default(key) == value for key, value in sizes.items())
     name = "_".join([NAME, *([] if default else [f"{key}{value}" for key, value in sizes.items()])])
-    (args.out / f"{name}.json").write_text(dumps(made) + "\n", encoding="utf-8")
-    figure = barrier_figure({"validation": curves})
-    figure.draw_without_rendering()  # settles the ticks, whose labels decide how wide the margins must be
-    figure.savefig(args.out / f"{name}.png", dpi=110)
+    (args.out / f"{name}.json").write_text(json.dumps(made, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    ob.barrier_figure({"validation": curves}).savefig(args.out / f"{name}.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -117,15 +117,9 @@ def test_a_relative_import_is_seen() -> None:
 
 
 OUTSIDE = sorted(path for folder in ("experiments", "benchmarks") for path in (ROOT / folder).glob("*.py"))
-# To be emptied: scripts that still reach into the package.
-REACHING_IN = {"language_model.py"}
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=[pytest.mark.xfail] if path.name in REACHING_IN else []) for path in OUTSIDE],
-    ids=[f"{path.parent.name}/{path.name}" for path in OUTSIDE],
-)
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_experiments_and_benchmarks_see_only_the_public_api(path: Path) -> None:
     inner = [name for name in imported(parse(path)) if unit_imported(name) not in (None, "onebasin")]
     assert inner == [], "import these from onebasin itself"

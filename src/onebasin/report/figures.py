@@ -62,6 +62,7 @@ def barrier_figure(rows: Mapping[str, Mapping[str, Curve]], *, kind: Kind = "mea
         for metric, ax in zip(metrics, panels, strict=True):
             plot_barrier(curves, ax, metric=metric, kind=kind)
             ax.set_title(f"{title}: {metric}" if title else metric, fontsize="medium", loc="left")
+    figure.draw_without_rendering()  # settles the ticks, whose labels decide how wide the margins must be
     return figure
 
 
