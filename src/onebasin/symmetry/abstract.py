@@ -87,6 +87,7 @@ class Record:
     """What the nested pass needs of a run: all live tensors, and how the operands of each operation share axes."""
 
     tensors: list[tuple[Term, ...]] = field(default_factory=list)
+    stored: list[tuple[Term, ...]] = field(default_factory=list)  # those of them that are parameters or buffers
     operations: list[list[list[tuple[Term, Hashable]]]] = field(default_factory=list)
 
     def join(self, operands: Sequence[Labelled], out: Sequence[Hashable]) -> tuple[Term, ...]:

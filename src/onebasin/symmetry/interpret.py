@@ -101,6 +101,7 @@ class _Walk:
         why = "a buffer that is no statistic of a norm" if held else None
         self.tensors[name] = tuple(leaf(size, why) for size in shape)
         self.context.record.tensors.append(self.tensors[name])
+        self.context.record.stored.append(self.tensors[name])
         return Abstract(self.tensors[name])
 
     def _constant(self, node: fx.Node, shape: tuple[int, ...]) -> Abstract:

@@ -23,6 +23,10 @@ def nest(record: Record) -> Parents:
     """Choose parents for every free leaf, the largest gain in symmetries first."""
     known = {id(leaf): leaf for row in record.tensors for term in row for leaf in leaves(term) if leaf.size > 1}
     allowed = _present_everywhere(record.tensors, known)
+    for row in record.stored:  # what a stored tensor holds must be read off its own axes, without knowing the choices
+        own = {id(leaf) for term in row for leaf in leaves(term)}
+        for child in own & allowed.keys():
+            allowed[child] &= own
     operations = _operations_by_leaf(record)
     allowed = {b: {a for a in row if _shared_wherever(operations.get(b, ()), b, a)} for b, row in allowed.items()}
     pairs = [(_gain(known[b], known[a]), b, a) for b, row in allowed.items() for a in row]

@@ -314,3 +314,26 @@ class Cached(nn.Module):
 def test_an_object_in_the_output_is_refused_with_the_way_out() -> None:
     with pytest.raises(DiscoveryError, match=r"(?s)no tensor.*return only those"):
         ob.permutation_spec(Cached(), (torch.randn(2, 5),))
+
+
+class ReadsTheChoice(nn.Module):
+    """A weight meets, on one axis, which of its experts each token chose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.router, self.experts = nn.Linear(4, 2), nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4, 8))
+        self.mix, self.last = nn.Parameter(torch.randn(8, 12)), nn.Parameter(torch.randn(2, 4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.router(x).topk(2, -1).indices
+        hidden = torch.einsum("ti,tkio->tko", x, self.experts[chosen]).reshape(8, 2, 2, 2, 4)
+        hidden = hidden.permute(1, 3, 2, 4, 0) @ self.mix
+        return torch.einsum("abcde,cdz->abcze", hidden, self.last)
+
+
+def test_a_stored_tensor_holds_the_parents_of_its_groups() -> None:
+    spec = ob.permutation_spec(ReadsTheChoice(), (torch.randn(32, 4),))
+    for name, parents in spec.parents.items():
+        for tensor, _ in spec.groups[name].axes:
+            held = {group for group in spec.sizes for held_in, _ in spec.groups[group].axes if held_in == tensor}
+            assert set(parents) <= held
