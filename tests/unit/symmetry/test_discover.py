@@ -332,7 +332,7 @@ class ReadsTheChoice(nn.Module):
 
 
 def test_a_stored_tensor_holds_the_parents_of_its_groups() -> None:
-    spec = ob.permutation_spec(ReadsTheChoice(), (torch.randn(32, 4),))
+    spec = ob.permutation_spec(ReadsTheChoice(), (torch.randn(16, 4),))
     for name, parents in spec.parents.items():
         for tensor, _ in spec.groups[name].axes:
             held = {group for group in spec.sizes for held_in, _ in spec.groups[group].axes if held_in == tensor}
