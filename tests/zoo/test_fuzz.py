@@ -18,8 +18,6 @@ from onebasin.symmetry.export import export
 from onebasin.symmetry.prove import TOLERANCE, Trial
 
 SEEDS = range(60)
-# Experts' outputs beside each other in one axis of a weight: units there were put under the expert, which it lacks.
-KNOWN = frozenset({29})
 
 
 @cache
@@ -27,9 +25,7 @@ def finding(seed: int) -> Finding:
     return examine(program(seed), seed)
 
 
-@pytest.mark.parametrize(
-    "seed", [pytest.param(seed, marks=pytest.mark.xfail(strict=True)) if seed in KNOWN else seed for seed in SEEDS]
-)
+@pytest.mark.parametrize("seed", SEEDS)
 def test_groups_of_a_random_program_leave_its_outputs_alone(seed: int) -> None:
     assert not finding(seed).wrong, f"{finding(seed).problem}\n{program(seed)}"
 
