@@ -62,6 +62,9 @@ CASES: dict[str, tuple[Body, int, int, tuple[int, ...], list[int]]] = {
     ),
     "median": (lambda m, x: x.median(1, keepdim=True).values * m.weight, 5, 7, (7,), [7, 5]),
     "median's place": (lambda m, x: x.median(1, keepdim=True).indices * m.weight, 5, 7, (7,), [7]),
+    "a type taken from elsewhere": (
+        lambda m, x: x.type_as(torch.arange(20.0).view(4, 5)) @ m.weight, 5, 7, (5, 7), [7, 5],
+    ),
     "an alias": (lambda m, x: torch.multiply(x, m.weight), 5, 5, (5,), [5]),
     "meshgrid": (
         lambda m, x: torch.meshgrid(m.weight, torch.arange(4.0), indexing="xy")[0] * x.unsqueeze(2)[:, :4],

@@ -31,12 +31,13 @@ from onebasin.symmetry.rules import (
 
 _TABLE: dict[Rule, str] = {
     pointwise.pointwise: """
-        to _to_copy contiguous alias detach clone dropout feature_dropout alpha_dropout native_dropout bernoulli
-        lift_fresh lift_fresh_copy hardswish zero fill copy type_as __and__ __or__ __xor__ floor_divide nan_to_num where
+        contiguous alias detach clone dropout feature_dropout alpha_dropout native_dropout bernoulli
+        lift_fresh lift_fresh_copy hardswish zero fill copy __and__ __or__ __xor__ floor_divide nan_to_num where
         masked_fill relu6 _unsafe_masked_fill hardsigmoid gelu silu mish elu celu selu leaky_relu hardtanh softplus
         logsigmoid rrelu threshold softshrink hardshrink lerp addcmul addcdiv isfinite isnan isinf resolve_conj
         resolve_neg rsub multiply divide true_divide subtract absolute negative greater greater_equal less less_equal
         not_equal special_expit special_erf fix fmod remainder isclose polar complex""",
+    pointwise.retyped: "to _to_copy type_as",
     pointwise.prelu: "prelu _prelu_kernel",
     pointwise.softmax: "softmax log_softmax _softmax _log_softmax _safe_softmax",
     pointwise.along_order: "cumsum cumprod cummax cummin logcumsumexp flip roll diff",

@@ -16,6 +16,12 @@ def pointwise(call: Call) -> Value:
     return Abstract(call.join(operands, range(rank)))
 
 
+def retyped(call: Call) -> Value:
+    """to, type_as: the first operand in another type; a second one only says in which."""
+    given = call["self"]
+    return given if isinstance(given, Blocks) else Abstract(call.tensor("self").axes, fill=given.fill)
+
+
 def prelu(call: Call) -> Value:
     """The slope stands on the channel axis, not on the last one."""
     x, slope = call.tensor("self"), call.tensor("weight")
