@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from onebasin.errors import ParamsError, UsageError
-from onebasin.matching.assignment import _certify, solve
+from onebasin.matching.assignment import _certify, solve, upper_bound
 
 FAMILIES = ["normal", "product", "planted", "ties", "equal", "zero", "huge", "tiny"]
 
@@ -59,10 +59,37 @@ def test_the_certificate_sees_a_wrong_assignment(family: str) -> None:
     index = solve(gains).index
     swapped = index.clone()
     swapped[[3, 5]] = index[[5, 3]]
-    value, gap = _certify(gains[None].double(), swapped[None])
+    value, gap, _ = _certify(gains[None].double(), swapped[None])
     lost = solve(gains).value - value
     assert lost.item() > 0
     assert gap.item() >= (lost / gains.double().abs().amax(-1).sum()).item() * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_prices_prove_the_assignment(family: str) -> None:
+    gains = gains_of(family, 31).double()
+    found = solve(gains)
+    slack = (gains - found.duals).amax(-1) - (gains - found.duals)[torch.arange(31), found.index]
+    assert slack.max() <= 1e-13 * gains.abs().max()
+    assert upper_bound(gains, found.duals).item() == pytest.approx(found.value.item(), rel=1e-12, abs=1e-40)
+
+
+def test_any_prices_bound_the_value() -> None:
+    gains = torch.stack([gains_of("product", 31, seed) for seed in range(4)])
+    found = solve(gains)
+    assert (upper_bound(gains, torch.zeros(4, 31, dtype=torch.float64)) > found.value * (1 + 1e-3)).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_start_changes_nothing_but_the_time(family: str) -> None:
+    cold = solve(gains_of(family, 31))
+    for start in (cold, solve(gains_of(family, 31, seed=1))):
+        assert solve(gains_of(family, 31), start).value.item() == pytest.approx(cold.value.item(), rel=1e-12, abs=1e-40)
+
+
+def test_a_start_of_another_shape_is_refused() -> None:
+    with pytest.raises(UsageError, match="same shape"):
+        solve(torch.zeros(3, 3), solve(torch.zeros(2, 3, 3)))
 
 
 def test_batches_are_solved_one_by_one() -> None:

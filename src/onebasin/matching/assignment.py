@@ -26,14 +26,17 @@ class Assignment:
         value: `Float64[Tensor, "*batch"]`: sum over i of `gains[i, index[i]]`.
         gap: `Float64[Tensor, "*batch"]`: no other assignment is better by more than this, as a share of the sum over
             rows of the largest absolute gain. Zero, or rounding, proves that `index` is optimal.
+        duals: `Float64[Tensor, "*batch n"]` on the CPU: prices of the columns that prove it. Every row has the column
+            of the largest `gains[i, k] - duals[k]`, up to the gap.
     """
 
     index: Tensor
     value: Tensor
     gap: Tensor
+    duals: Tensor
 
 
-def solve(gains: Tensor) -> Assignment:
+def solve(gains: Tensor, warm: Assignment | None = None) -> Assignment:
     """Maximise `sum over i of gains[i, index[i]]` over all permutations `index`, exactly.
 
     The duality gap of every assignment is computed independently of the solver: potentials are found by shortest paths
@@ -41,33 +44,45 @@ def solve(gains: Tensor) -> Assignment:
 
     Args:
         gains: `Float[Tensor, "*batch n n"]`, any floating dtype and device; solved in float64.
+        warm: what was found for similar gains of the same shape; it changes the time, and which of several equal
+            optima is found.
 
     Raises:
-        UsageError: the last two dimensions are not square.
+        UsageError: the last two dimensions are not square, or `warm` is of another shape.
         ParamsError: a gain is NaN or infinite.
 
     Source: crouse2016 (the shortest augmenting path method behind `scipy.optimize.linear_sum_assignment`).
     """
-    _check(gains)
+    _check(gains, warm)
     batch, n = gains.shape[:-2], gains.shape[-1]
     if gains.numel() == 0:
         zero = torch.zeros(batch, dtype=torch.float64)
-        return Assignment(torch.zeros(gains.shape[:-1], dtype=torch.int64), zero, zero)
+        rows = torch.zeros(gains.shape[:-1], dtype=torch.float64)
+        return Assignment(rows.long(), zero, zero, rows)
     pieces = gains.detach().reshape(-1, n, n).split(max(1, BATCH // n**2))
-    index, value, gap = (torch.cat(parts) for parts in zip(*map(_solve_stack, pieces), strict=True))
-    return Assignment(index.reshape(*batch, n), value.reshape(batch), gap.reshape(batch))
+    index, value, gap, duals = (torch.cat(parts) for parts in zip(*map(_solve_stack, pieces), strict=True))
+    return Assignment(index.reshape(*batch, n), value.reshape(batch), gap.reshape(batch), duals.reshape(*batch, n))
 
 
-def _solve_stack(gains: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the best assignments of a stack of matrices, with their values and relative duality gaps."""
+def upper_bound(gains: Tensor, duals: Tensor) -> Tensor:
+    """Return what no assignment is worth more than, whatever the prices: `Float64[Tensor, "*batch"]`.
+
+    That is the sum over rows of the largest `gains[i, k] - duals[k]`, and the sum of the prices.
+    """
+    duals = duals.to(gains.device)
+    return (gains - duals[..., None, :]).amax(-1).sum(-1) + duals.sum(-1)
+
+
+def _solve_stack(gains: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the best assignments of a stack of matrices, with values, relative duality gaps and prices."""
     stack = gains.to("cpu", torch.float64)
     columns = [linear_sum_assignment(matrix, maximize=True)[1] for matrix in stack.numpy()]
     index = torch.from_numpy(np.stack(columns).astype(np.int64))
     return index, *_certify(stack, index)
 
 
-def _certify(gains: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Return value and relative duality gap of the assignments `index` of a stack of matrices in float64.
+def _certify(gains: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return value, relative duality gap and prices of the assignments `index` of a stack of matrices in float64.
 
     With columns renumbered so that row i has column i, `loss[i, j]` is what row i loses when it takes column j. The
     assignment is optimal if and only if there are potentials with v[j] <= v[i] + loss[i, j]: shortest path lengths.
@@ -78,7 +93,8 @@ def _certify(gains: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     largest = torch.maximum(gains.amax(-1), -gains.amin(-1))
     potential = _potentials(loss, SETTLED * largest.amax(-1, keepdim=True))
     short = (potential[:, None, :] - loss).amax(-1) - potential
-    return kept.sum(-1), short.sum(-1) / largest.sum(-1).clamp_min(torch.finfo(torch.float64).tiny)
+    gap = short.sum(-1) / largest.sum(-1).clamp_min(torch.finfo(torch.float64).tiny)
+    return kept.sum(-1), gap, torch.zeros_like(potential).scatter(-1, index, -potential)
 
 
 def _potentials(loss: Tensor, settled: Tensor) -> Tensor:
@@ -99,12 +115,18 @@ def _potentials(loss: Tensor, settled: Tensor) -> Tensor:
     return potential
 
 
-def _check(gains: Tensor) -> None:
+def _check(gains: Tensor, warm: Assignment | None) -> None:
     if gains.dim() < 2 or gains.shape[-1] != gains.shape[-2]:
         raise UsageError(
             f"gains of shape {tuple(gains.shape)}",
             "square matrices: every unit of the one model is given one unit of the other",
             "pass gains of shape (..., n, n)",
+        )
+    if warm is not None and warm.index.shape != gains.shape[:-1]:
+        raise UsageError(
+            f"gains of shape {tuple(gains.shape)} and a start of shape {tuple(warm.index.shape)}",
+            "the assignment of gains of the same shape to start from",
+            "pass what `solve` returned for such gains, or no start",
         )
     if not torch.isfinite(gains).all():
         raise ParamsError(
