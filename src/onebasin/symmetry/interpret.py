@@ -22,7 +22,8 @@ from onebasin.symmetry.rules import routing
 MAX_RUNS = 16
 # Small constants of the forward pass are computed: a range then acts as a slice, equal elements as a fill.
 MAX_CONSTANT = 1 << 20
-BOOKKEEPING = ("_assert", "sym_", "aten::_assert", "aten::sym_", "aten::_local_scalar")
+# Operators that look at sizes and types, not at what a tensor holds.
+BOOKKEEPING = ("_assert", "sym_")
 
 
 @dataclass
@@ -144,9 +145,12 @@ class _Walk:
         name, rule = rules.find(target)
         if any(isinstance(value, fx.GraphModule) for value in arguments.values()):
             return self._higher_order(node, list(arguments.values()))
-        if not isinstance(node.meta.get("val"), (Tensor, list, tuple)) or name.startswith(BOOKKEEPING):
+        call = Call(name, node, arguments, self.context)
+        if name.startswith(BOOKKEEPING):
             return node.meta.get("val")
-        return self._apply(Call(name, node, arguments, self.context), rule, arguments)
+        if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
+            return self._number(call)
+        return self._apply(call, rule, arguments)
 
     def _apply(self, call: Call, rule: rules.Rule | None, arguments: Mapping[str, Value]) -> Value:
         folded = _fold(call.node, arguments)
@@ -162,6 +166,12 @@ class _Walk:
         if isinstance(result, Abstract) and result.fill and _written_to(call.node):
             return Abstract(result.axes)
         return result
+
+    def _number(self, call: Call) -> Value:
+        """Return what is no tensor; nobody follows what becomes of a number that was read out of one."""
+        for value in call.operands():
+            call.freeze(value.axes, "read out as a Python number")
+        return call.node.meta.get("val")
 
     def _no_rule(self, call: Call) -> Value:
         self.context.unknown.setdefault(f"{call.name} at {location(call.node)}", call.node)

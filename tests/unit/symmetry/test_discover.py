@@ -251,6 +251,7 @@ USES = {
     "scatter": (lambda h: torch.zeros_like(h).scatter(1, TURNS.expand(4, 7), h), 7, []),
     "odd and even": (lambda h: torch.cat([h[:, ::2], h[:, 1::2].tanh()], 1), 7, [3, 4]),
     "part of the even": (lambda h: h[:, 2:6:2], 2, [2]),
+    "number of the largest": (lambda h: h * h.sum(0).argmax(0).item(), 7, []),
 }
 
 
