@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from onebasin.analysis.evaluation import classification as classification
     from onebasin.analysis.path import Curve as Curve
     from onebasin.analysis.path import evaluate_path as evaluate_path
+    from onebasin.analysis.plane import Plane as Plane
+    from onebasin.analysis.plane import evaluate_plane as evaluate_plane
+    from onebasin.analysis.plane import pairwise_curves as pairwise_curves
     from onebasin.analysis.spectrum import Spectrum as Spectrum
     from onebasin.analysis.spectrum import spectrum as spectrum
     from onebasin.batchnorm import recompute_batchnorm as recompute_batchnorm
@@ -101,6 +104,9 @@ _HOME = {
     "classification": "analysis.evaluation",
     "evaluate_path": "analysis.path",
     "Curve": "analysis.path",
+    "pairwise_curves": "analysis.plane",
+    "evaluate_plane": "analysis.plane",
+    "Plane": "analysis.plane",
     "distance": "analysis.distance",
     "Distance": "analysis.distance",
     "spectrum": "analysis.spectrum",

@@ -66,7 +66,7 @@ def mean(models: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None
 
     Args:
         models: at least one; the first is the reference.
-        weights: one number per model, of positive sum; default: all equal.
+        weights: one number per model, of positive sum; default: all equal. Negative ones extrapolate.
 
     Raises:
         ParamsError: models do not have the same tensors.
@@ -77,9 +77,10 @@ def mean(models: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None
         _check_fit(models[0], other, f"params of model {number}")
 
     def average(name: str, first: Tensor) -> Tensor:
-        if not _on_a_scale(first):
-            return first.clone()
         tensors = [model[name] for model in models]
+        # Equal tensors stay as they are, as in `_between`.
+        if not _on_a_scale(first) or all(torch.equal(first, tensor.to(first)) for tensor in tensors[1:]):
+            return first.clone()
         dtype = reduce(torch.promote_types, map(compute_dtype, tensors))
         total = first.to(dtype) * shares[0]
         for tensor, share in zip(tensors[1:], shares[1:], strict=True):

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same, clone, randomise
-from torch import Tensor, nn
+from helpers import assert_same, clone
+from nets import SPEC, data, net
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from onebasin.analysis import classification, evaluate_path
@@ -17,32 +18,6 @@ from onebasin.errors import ParamsError, UsageError
 from onebasin.interpolate import lerp, slerp
 from onebasin.params import Params, params_of
 from onebasin.permutation import Permutation
-from onebasin.spec import PermutationSpec
-
-
-def net(seed: int) -> nn.Sequential:
-    model = nn.Sequential(
-        nn.Linear(3, 11), nn.BatchNorm1d(11), nn.ReLU(), nn.Dropout(0.9), nn.Linear(11, 7), nn.Tanh(), nn.Linear(7, 5)
-    ).double()
-    randomise(model, seed)
-    return model
-
-
-SPEC = PermutationSpec.from_axes(
-    {
-        "0.weight": ("P0", None), "0.bias": ("P0",), "1.weight": ("P0",), "1.bias": ("P0",),
-        "1.running_mean": ("P0",), "1.running_var": ("P0",),
-        "4.weight": ("P1", "P0"), "4.bias": ("P1",), "6.weight": (None, "P1"),
-    },
-    {name: tuple(tensor.shape) for name, tensor in params_of(net(0)).items()},
-)  # fmt: skip
-
-
-def data(count: int = 31) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(count, 3, generator=generator, dtype=torch.float64)
-    labels = torch.randint(0, 5, (count,), generator=generator)
-    return list(zip(inputs.split([13, count - 13]), labels.split([13, count - 13]), strict=True))
 
 
 def bare(params: Params) -> tuple[float, float]:

@@ -176,3 +176,10 @@ def test_values_that_come_apart_under_a_tie_are_refused() -> None:
     lerp(a, clone(b) | {"head": b["head"].clone()}, 0.5)  # equal copies are fine
     with pytest.raises(ParamsError, match="head"):
         lerp(a, b | {"head": b["head"] + 1}, 0.5)
+
+
+def test_a_mask_of_infinities_that_all_share_survives_any_weights() -> None:
+    mask = torch.tensor([0.0, -math.inf])
+    models = [{"mask": mask.clone(), "w": torch.full((2,), value)} for value in (1.0, 2.0, 4.0)]
+    found = mean(models, [2, -1, 0])
+    assert_same(found, {"mask": mask, "w": torch.zeros(2)})

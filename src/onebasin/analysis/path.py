@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
-from onebasin.analysis.evaluation import Evaluation
-from onebasin.batchnorm import recompute_batchnorm
+from onebasin.analysis.evaluation import Evaluation, check_trained, measure
 from onebasin.errors import UsageError, listing
-from onebasin.functional import check_repeatable, eval_mode, with_params
+from onebasin.functional import check_repeatable
 from onebasin.interpolate import Interpolation, lerp
-from onebasin.params import check_finite
 from onebasin.progress import Progress, silent
 
 Kind = Literal["mean", "chord", "midpoint"]
@@ -148,18 +145,10 @@ def evaluate_path(
     """
     _check(points, batchnorm_batches)
     for what, params in (("params of the reference", params_a), ("params of the moved model", params_b)):
-        # Only what is trained: buffers may hold infinities on purpose (attention masks).
-        check_finite({name: params[name] for name, _ in model.named_parameters() if name in params}, what)
+        check_trained(model, params, what)
     lams = tuple(index / (points - 1) for index in range(points))
-    rows: list[dict[str, float]] = []
-    with eval_mode(model), torch.no_grad():
-        for number, lam in enumerate(lams, 1):
-            params = interpolate(params_a, params_b, lam)
-            if batchnorm_batches is not None:
-                params = recompute_batchnorm(model, params, batchnorm_batches)
-            rows.append(_measured(evaluate(with_params(model, params)), lam, rows))
-            progress("path", number, points)
-    return Curve(lams, {name: tuple(row[name] for row in rows) for name in rows[0]})
+    weights = [(f"lam = {lam:g}", partial(interpolate, params_a, params_b, lam)) for lam in lams]
+    return Curve(lams, measure(model, weights, evaluate, batchnorm_batches, progress, "path"))
 
 
 def _more_is_better(metric: str) -> bool:
@@ -171,23 +160,3 @@ def _check(points: int, batches: Iterable[Any] | None) -> None:
         raise UsageError(f"a path of {points} points", "at least the two ends", "use 25, as in the literature, or 3")
     if batches is not None:
         check_repeatable(batches)
-
-
-def _measured(result: float | Mapping[str, float], lam: float, before: list[dict[str, float]]) -> dict[str, float]:
-    row = {
-        name: float(value) for name, value in (result.items() if isinstance(result, Mapping) else [("loss", result)])
-    }
-    bad = [f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)]
-    if bad or not row:
-        raise UsageError(
-            f"at lam = {lam:g} {listing(bad) or 'nothing is measured'}",
-            "a finite number for each metric at every point of the path",
-            "check what evaluate does with the network there; evaluate one that overflows in half precision in float32",
-        )
-    if before and row.keys() != before[0].keys():
-        raise UsageError(
-            f"at lam = {lam:g} the metrics {listing(row)}, before them {listing(before[0])}",
-            "the same metrics at every point",
-            "return the same names each time evaluate is called",
-        )
-    return row
