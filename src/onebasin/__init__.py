@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from onebasin.analysis.plane import pairwise_curves as pairwise_curves
     from onebasin.analysis.spectrum import Spectrum as Spectrum
     from onebasin.analysis.spectrum import spectrum as spectrum
+    from onebasin.analysis.taylor import PairedTest as PairedTest
+    from onebasin.analysis.taylor import Taylor as Taylor
+    from onebasin.analysis.taylor import paired_t_test as paired_t_test
+    from onebasin.analysis.taylor import taylor_barrier as taylor_barrier
     from onebasin.batchnorm import recompute_batchnorm as recompute_batchnorm
     from onebasin.checkpoints import load as load
     from onebasin.checkpoints import load_permutation as load_permutation
@@ -107,6 +111,10 @@ _HOME = {
     "pairwise_curves": "analysis.plane",
     "evaluate_plane": "analysis.plane",
     "Plane": "analysis.plane",
+    "taylor_barrier": "analysis.taylor",
+    "Taylor": "analysis.taylor",
+    "paired_t_test": "analysis.taylor",
+    "PairedTest": "analysis.taylor",
     "distance": "analysis.distance",
     "Distance": "analysis.distance",
     "spectrum": "analysis.spectrum",

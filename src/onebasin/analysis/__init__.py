@@ -5,17 +5,22 @@ from onebasin.analysis.evaluation import Evaluation, classification
 from onebasin.analysis.path import Curve, evaluate_path
 from onebasin.analysis.plane import Plane, evaluate_plane, pairwise_curves
 from onebasin.analysis.spectrum import Spectrum, spectrum
+from onebasin.analysis.taylor import PairedTest, Taylor, paired_t_test, taylor_barrier
 
 __all__ = [
     "Curve",
     "Distance",
     "Evaluation",
+    "PairedTest",
     "Plane",
     "Spectrum",
+    "Taylor",
     "classification",
     "distance",
     "evaluate_path",
     "evaluate_plane",
+    "paired_t_test",
     "pairwise_curves",
     "spectrum",
+    "taylor_barrier",
 ]
