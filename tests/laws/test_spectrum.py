@@ -165,6 +165,54 @@ def test_weight_matching_raises_r() -> None:
     assert after.alignment > 0.9
 
 
+def test_r_with_the_merged_network_is_what_the_closed_form_says_and_higher_once_matched() -> None:
+    a = params(0)
+    b = {name: tensor + 0.1 * params(1)[name] for name, tensor in permutation().apply(a).items()}
+    moved = align(SPEC, a, b, WeightMatching(seed=0)).permutation.apply(b)
+    for original in (0, 1):
+        before, after = (
+            spectrum(SPEC, (a, end)[original], {name: (a[name] + end[name]) / 2 for name in a}) for end in (b, moved)
+        )
+        assert before.alignment < 0.8 < after.alignment
+
+
+def test_singular_values_of_two_models_are_compared_as_they_are_and_up_to_a_factor() -> None:
+    a, b = params(0), {name: 3 * tensor for name, tensor in permutation().apply(params(0)).items()}
+    layer = spectrum(SPEC, a, b).layers["fc1.weight"]
+    assert layer.ratio == pytest.approx(3, rel=1e-12)
+    assert layer.difference == pytest.approx(2, rel=1e-12)
+    assert layer.shape_difference == pytest.approx(0, abs=1e-12)
+    other = spectrum(SPEC, with_values([2.0, 0] + [0.0] * 9, 0), with_values([3.0, 1] + [0.0] * 9, 1))
+    layer = other.layers["fc1.weight"]
+    assert (layer.ratio, layer.difference) == pytest.approx((1.5, 2**0.5 / 2))
+    assert layer.shape_difference == pytest.approx(1 / 10**0.5)
+
+
+def test_the_leading_vectors_alone_give_the_same_r_where_gamma_needs_no_more() -> None:
+    a, b = with_values([10.0, 8, 5, 2, 1, 1, 1, 1, 1, 1, 0.5], 0), with_values([9.0, 8, 4, 2, 1, 1, 1, 1, 1, 1, 0.5], 1)
+    exact, cut = spectrum(SPEC, a, b, 0.75), spectrum(SPEC, a, b, 0.75, rank=6)
+    assert cut.layer_alignment["fc1.weight"] == pytest.approx(exact.layer_alignment["fc1.weight"], rel=1e-10)
+    assert len(cut.layers["fc1.weight"].values_a) == 6
+    with pytest.raises(UsageError, match=r"more singular vectors than were computed of .*fc1\.weight"):
+        cut.at(0.0)
+    with pytest.raises(UsageError, match="rank=0"):
+        spectrum(SPEC, a, b, rank=0)
+
+
+def test_a_wide_weight_is_compared_by_its_leading_vectors_and_the_residual_is_reported() -> None:
+    spec = PermutationSpec.from_axes({"w": ("P0", None), "v": (None, "P0")}, {"w": (101, 151), "v": (3, 101)})
+    sides = []
+    for seed in (0, 1):
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.arange(1, 102, dtype=torch.float64) ** -1.0
+        u, v = (torch.linalg.qr(torch.randn(n, 101, generator=generator).double())[0] for n in (101, 151))
+        sides.append({"w": u @ torch.diag(values) @ v.T, "v": torch.randn(3, 101, generator=generator).double()})
+    exact, cut = spectrum(spec, *sides, 0.3), spectrum(spec, *sides, 0.3, rank=7)
+    assert cut.alignment == pytest.approx(exact.alignment, rel=1e-6)
+    assert 0 < max(cut.layers["w"].residuals) < 1e-6
+    assert exact.layers["w"].residuals == (0, 0)
+
+
 def test_half_precision_is_decomposed_in_float64() -> None:
     a, b = ({name: tensor.bfloat16() for name, tensor in params(seed).items()} for seed in (0, 1))
     exact = spectrum(SPEC, *({name: t.double() for name, t in side.items()} for side in (a, b)))

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from onebasin.errors import UsageError
+from onebasin.analysis.singular import Singular, decompose
+from onebasin.errors import UsageError, listing
 from onebasin.params import check_finite, check_shapes
 from onebasin.progress import Progress, silent
 from onebasin.spec import PermutationSpec
@@ -23,11 +24,45 @@ class LayerSpectrum:
         values_a: `Float[Tensor, "i"]`, singular values of the reference, falling.
         values_b: `Float[Tensor, "j"]`, those of the other model.
         products: `Float[Tensor, "i j"]`, `(u_i^a . u_j^b) (v_i^a . v_j^b)`.
+        residuals: of the decompositions of both, see `Singular`; zero if they are exact.
+        complete: whether the singular values of either are all there are.
     """
 
     values_a: Tensor
     values_b: Tensor
     products: Tensor
+    residuals: tuple[float, float] = (0.0, 0.0)
+    complete: tuple[bool, bool] = (True, True)
+
+    @property
+    def ratio(self) -> float:
+        """The factor c for which `c s^a` comes closest to `s^b`; 1 for equal singular values."""
+        a, b = self._padded()
+        return (a @ b / (a @ a)).item() if a.any() else 0.0
+
+    @property
+    def difference(self) -> float:
+        """`|s^a - s^b| / |s^a|`: how far the singular values of the two are apart. 0 for equal ones."""
+        a, b = self._padded()
+        return ((a - b).norm() / a.norm()).item() if a.any() else 0.0
+
+    @property
+    def shape_difference(self) -> float:
+        """`|s^b - c s^a| / |s^b|` with c the `ratio`: what a constant multiple leaves of the difference."""
+        a, b = self._padded()
+        return ((b - self.ratio * a).norm() / b.norm()).item() if b.any() else 0.0
+
+    def beyond(self, gamma: float, absolute: bool = False) -> bool:
+        """Return whether `gamma` may keep singular vectors that were not computed."""
+        kept = self.kept(gamma, absolute)
+        pair = (self.values_a, self.values_b)
+        return any(count == len(v) and not done for count, v, done in zip(kept, pair, self.complete, strict=True))
+
+    def _padded(self) -> tuple[Tensor, Tensor]:
+        """Return both series of singular values in one length; what one lacks is zero to rounding."""
+        length = max(len(self.values_a), len(self.values_b))
+        a, b = (pad(values, (0, length - len(values))) for values in (self.values_a, self.values_b))
+        return a, b
 
     def kept(self, gamma: float, absolute: bool = False) -> tuple[int, int]:
         """Return how many singular values of each model are at least `gamma` times the largest (or `gamma` itself)."""
@@ -69,6 +104,16 @@ class Spectrum:
     gamma: float
     absolute: bool = False
 
+    def __post_init__(self) -> None:
+        _check_gamma(self.gamma, self.absolute)
+        short = [name for name, layer in self.layers.items() if layer.beyond(self.gamma, self.absolute)]
+        if short:
+            raise UsageError(
+                f"gamma = {self.gamma:g}, which may keep more singular vectors than were computed of {listing(short)}",
+                "a gamma that ends within those that were computed",
+                "raise rank, leave it out to compute all, or raise gamma",
+            )
+
     @property
     def alignment(self) -> float:
         """R in [-1, 1]: summed overlap of all layers, divided by the summed number of vectors. 1: the same vectors."""
@@ -97,9 +142,8 @@ class Spectrum:
         """Return the same comparison with another threshold; nothing is decomposed again.
 
         Raises:
-            UsageError: `gamma` is negative, or a ratio above 1.
+            UsageError: `gamma` is negative, a ratio above 1, or asks for more vectors than were computed.
         """
-        _check_gamma(gamma, absolute)
         return replace(self, gamma=gamma, absolute=absolute)
 
     def to_json(self) -> dict[str, Any]:
@@ -113,6 +157,10 @@ class Spectrum:
                 name: {
                     "alignment": alone[name],
                     "kept": list(self.kept[name]),
+                    "value_ratio": layer.ratio,
+                    "value_difference": layer.difference,
+                    "value_shape_difference": layer.shape_difference,
+                    "residuals": list(layer.residuals),
                     "values_a": layer.values_a.tolist(),
                     "values_b": layer.values_b.tolist(),
                 }
@@ -139,6 +187,8 @@ def spectrum(
     gamma: float = 0.3,
     *,
     absolute: bool = False,
+    rank: int | None = None,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> Spectrum:
     """Compare the singular vectors of two networks, layer by layer.
@@ -156,48 +206,40 @@ def spectrum(
         params_b: the other model: as it is, aligned, or merged. R is about 0 between seeds, and 1 for equal weights.
         gamma: threshold; default 0.3, the one besides 0 that ito2025 reports.
         absolute: read `gamma` as a singular value instead of a ratio to the largest one of the same weight.
+        rank: compute this many singular vectors of a weight at most, those of wide ones by a randomised method, whose
+            residual is reported; `gamma` must not ask for more. Default: all, exactly.
+        seed: of the randomised method.
         progress: called after each weight.
 
     Raises:
         ParamsError: params that do not fit the spec, or are not finite.
-        UsageError: `gamma` is negative, or a ratio above 1.
+        UsageError: `gamma` is negative, a ratio above 1, or asks for more vectors than `rank` allows.
 
     Source: ito2025, section 4 (Fig. 2).
     Differs: permuted weights are passed in instead of permuting vectors, and what is computed does not depend on the
     basis that the decomposition picks among equal singular values.
     """
     _check_gamma(gamma, absolute)
+    if rank is not None and rank < 1:
+        raise UsageError(f"rank={rank}", "at least one singular vector", "leave it out to compute all of them")
     for params, what in ((params_a, "the reference"), (params_b, "the other model")):
         check_shapes(params, spec.shapes, what)
         check_finite({name: params[name] for name in spec.trained}, what)
     names = [name for name in spec.trained if len(spec.tensors[name]) > 1 and params_a[name].is_floating_point()]
     layers = {}
     for number, name in enumerate(names, 1):
-        layers[name] = _compare(params_a[name], params_b[name].to(params_a[name].device))
+        a, b = params_a[name], params_b[name].to(params_a[name].device)
+        layers[name] = _compare(decompose(a, rank, seed), decompose(b, rank, seed))
         progress("singular vectors", number, len(names))
     return Spectrum(layers, gamma, absolute)
 
 
-def _compare(a: Tensor, b: Tensor) -> LayerSpectrum:
-    (u_a, values_a, v_a), (u_b, values_b, v_b) = _decompose(a), _decompose(b)
-    products = (u_a.T @ u_b).mul_(v_a @ v_b.T)
-    return LayerSpectrum(values_a.cpu(), values_b.cpu(), products.cpu())
-
-
-def _decompose(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return U, the singular values and V^T of the unfolded weight; U and V are exchanged if it has more rows.
-
-    Values that are zero to rounding are left out, with their vectors.
-    """
-    matrix = weight.detach().flatten(1).double()
-    matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    # Reducing a wide matrix to a square one first is exact, and several times faster than decomposing it as it is.
-    basis, square = torch.linalg.qr(matrix.T)
-    u, values, v = torch.linalg.svd(square.T)
-    v = v @ basis.T
-    noise = torch.finfo(matrix.dtype).eps * max(matrix.shape) * values[:1]
-    rank = int((values > noise).sum())
-    return u[:, :rank], values[:rank], v[:rank]
+def _compare(a: Singular, b: Singular) -> LayerSpectrum:
+    products = (a.u.T @ b.u).mul_(a.v.T @ b.v)
+    values_a, values_b = a.values.cpu(), b.values.cpu()
+    return LayerSpectrum(
+        values_a, values_b, products.cpu(), (a.residual, b.residual), complete=(a.complete, b.complete)
+    )
 
 
 def _check_gamma(gamma: float, absolute: bool) -> None:
