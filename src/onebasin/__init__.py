@@ -57,6 +57,10 @@ if TYPE_CHECKING:
     from onebasin.permutation import Permutation as Permutation
     from onebasin.report.figures import barrier_figure as barrier_figure
     from onebasin.report.figures import plot_barrier as plot_barrier
+    from onebasin.report.figures_analysis import alignment_figure as alignment_figure
+    from onebasin.report.figures_analysis import heat_figure as heat_figure
+    from onebasin.report.figures_analysis import plane_figure as plane_figure
+    from onebasin.report.figures_analysis import spectrum_figure as spectrum_figure
     from onebasin.report.record import record as record
     from onebasin.spec import Group as Group
     from onebasin.spec import PermutationSpec as PermutationSpec
@@ -121,6 +125,10 @@ _HOME = {
     "Spectrum": "analysis.spectrum",
     "plot_barrier": "report.figures",
     "barrier_figure": "report.figures",
+    "alignment_figure": "report.figures_analysis",
+    "spectrum_figure": "report.figures_analysis",
+    "heat_figure": "report.figures_analysis",
+    "plane_figure": "report.figures_analysis",
     "record": "report.record",
     "OneBasinError": "errors",
 }

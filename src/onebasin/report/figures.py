@@ -49,7 +49,7 @@ def plot_barrier(
     if share:
         ax.yaxis.set_major_formatter(PercentFormatter(1))
     _legend(ax, f"barrier: {(DROPS if share else KIND_MEANINGS)[kind]}", len(curves))
-    _tidy(ax)
+    tidy(ax)
     return ax
 
 
@@ -80,7 +80,7 @@ def plot_history(alignment: Alignment, ax: Axes | None = None) -> Axes:
     ax.set_ylabel("objective  Σ ⟨A, π(B)⟩")
     ax.set_title(f"{type(alignment.matcher).__name__}: {alignment.stop.name.lower()}", fontsize="medium", loc="left")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _tidy(ax)
+    tidy(ax)
     return ax
 
 
@@ -94,6 +94,7 @@ def _legend(ax: Axes, title: str, columns: int) -> None:
     ax.legend(title=title, ncols=columns, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.24), **small)
 
 
-def _tidy(ax: Axes) -> None:
+def tidy(ax: Axes) -> None:
+    """Take away what frames the panel above and to the right, and draw a light grid."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25)
