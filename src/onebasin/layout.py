@@ -18,6 +18,9 @@ from torch import Tensor
 
 from onebasin.errors import SpecError
 
+# So begins the reason why an axis is fixed for want of knowledge: there may be a larger group than the one found.
+NOT_UNDERSTOOD = "not understood: "
+
 
 @dataclass(frozen=True)
 class Leaf:

@@ -238,7 +238,7 @@ class PermutationSpec:
     def __str__(self) -> str:
         proof = "not proved" if self.proof is None else f"proved in float64 to {self.proof:.0e}"
         head = (
-            f"{len(self.sizes)} groups, 10^{self.log10_symmetries():.0f} symmetries, "
+            f"{len(self.sizes)} group{'s' * (len(self.sizes) != 1)}, 10^{self.log10_symmetries():.0f} symmetries, "
             f"{100 * self.covered():.1f} % of the trained elements covered, {proof}"
         )
         rows = [("group", "size", "under", "moves")]

@@ -13,7 +13,7 @@ from rich.text import Text
 from onebasin.checkpoints import check_target, save_text
 from onebasin.cli.options import ARCHITECTURE, Architecture, ArchitectureFlags
 from onebasin.cli.terminal import Outcome
-from onebasin.report.tables import fixed_axes, fixed_table, group_table
+from onebasin.report.tables import fixed_axes, fixed_table, group_table, needless
 from onebasin.spec import PermutationSpec
 
 
@@ -61,7 +61,7 @@ def _document(spec: PermutationSpec, architecture: Architecture, explained: dict
         "covered": spec.covered(),
         "log10_symmetries": spec.log10_symmetries(),
         "groups": {name: asdict(group) for name, group in spec.groups.items()},
-        "fixed": [{"why": why, "axes": axes} for why, axes in fixed_axes(spec).items()],
+        "fixed": [{"why": why, "needless": needless(why), "axes": axes} for why, axes in fixed_axes(spec).items()],
         "explained": explained,
         "spec": loads(spec.to_json()),
     }

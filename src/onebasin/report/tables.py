@@ -11,6 +11,7 @@ from rich.text import Text
 
 from onebasin import layout
 from onebasin.analysis.path import KIND_MEANINGS, KINDS, Curve
+from onebasin.layout import NOT_UNDERSTOOD
 from onebasin.matching import Alignment
 from onebasin.spec import PermutationSpec
 
@@ -56,15 +57,26 @@ def fixed_axes(spec: PermutationSpec) -> dict[str, list[str]]:
     return reasons
 
 
+def needless(why: str) -> bool:
+    """Say whether axes are fixed, for this reason, only because discovery could not follow what happens to them."""
+    return why.startswith(NOT_UNDERSTOOD)
+
+
 def fixed_table(spec: PermutationSpec) -> Table:
-    """Return one row per reason why axes are fixed; reasons that differ only in the place share a row."""
+    """Return one row per reason why axes are fixed; reasons that differ only in the place share a row.
+
+    What was not understood, so that a larger group may exist, comes first, and every place of it is named.
+    """
     places: dict[str, list[str]] = {}
     axes: dict[str, list[str]] = {}
-    for why, names in fixed_axes(spec).items():
-        reason = PLACE.sub("", why)
-        places.setdefault(reason, []).extend(PLACE.findall(why))
+    found = fixed_axes(spec)
+    for why in sorted(found, key=lambda why: not needless(why)):
+        reason, names = why if needless(why) else PLACE.sub("", why), found[why]
+        places.setdefault(reason, []).extend([] if needless(why) else PLACE.findall(why))
         axes.setdefault(reason, []).extend(names)
     table = _table("fixed because", "tensor[axis]")
+    table.caption = f"{NOT_UNDERSTOOD.strip(': ')}: a larger group may exist" if any(map(needless, axes)) else None
+    table.caption_justify = "left"
     for reason, names in axes.items():
         at = ", ".join(places[reason][:1]) + (
             f", and {len(places[reason]) - 1} more" if len(places[reason]) > 1 else ""

@@ -13,8 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum, auto
 from itertools import accumulate, pairwise
 
+from onebasin.layout import NOT_UNDERSTOOD
+
 # An axis cut at odd places inside a product is unrolled into that many copies of the inner factor, not more.
 MAX_COPIES = 64
+UNEVEN = NOT_UNDERSTOOD + "interleaved parts of different length"
 
 
 class Kind(Enum):
@@ -185,7 +188,7 @@ def split_interleave(term: Term, turns: int) -> list[Term]:
         return parts
     if node.kind is Kind.INTERLEAVE and len(node.kids) == turns:
         return node.kids
-    why = "every n-th position is taken"
+    why = NOT_UNDERSTOOD + "every n-th position is taken"
     if node.size % turns:
         freeze(node, why)
         return [leaf(size, why) for size in sizes]
@@ -255,7 +258,7 @@ def _cut_product(node: Term, sizes: Sequence[int]) -> list[Term]:
         return [
             part for row, run in zip(rows, runs[:-1], strict=True) for part in split_sum(product([row, inner]), run)
         ]
-    why = "a concatenation cuts through the rows of a grid"
+    why = NOT_UNDERSTOOD + "a concatenation cuts through the rows of a grid"
     if first.size > MAX_COPIES:
         freeze(node, why)
         return [leaf(size, why) for size in sizes]
@@ -280,8 +283,8 @@ def _even(node: Term) -> Term:
     """Give up the difference between interleaved kids: a grid of equal columns, or frozen if lengths differ."""
     first, *others = node.kids
     if any(kid.size != first.size for kid in others):
-        freeze(node, "interleaved parts of different length")
-        return leaf(node.size, "interleaved parts of different length")
+        freeze(node, UNEVEN)
+        return leaf(node.size, UNEVEN)
     for kid in others:
         unify(first, kid)
     node.become(Kind.PRODUCT, [first, leaf(len(others) + 1, "columns of a grid")])
@@ -296,8 +299,8 @@ def _unify_interleaved(a: Term, b: Term) -> None:
     grids = [_even(node) if node.kind is Kind.INTERLEAVE else node for node in (a, b)]
     for grid, node in zip(grids, (a, b), strict=True):
         if grid is not node:
-            freeze(grids[0], "interleaved parts of different length")
-            freeze(grids[1], "interleaved parts of different length")
+            freeze(grids[0], UNEVEN)
+            freeze(grids[1], UNEVEN)
             return
     unify(*grids)
 
@@ -327,7 +330,7 @@ def _regroup(node: Term, outer: int, inner: int) -> tuple[Term, Term]:
 
 
 def _give_up(node: Term, outer: int, inner: int) -> tuple[Term, Term]:
-    why = "a reshape regroups positions that have no common grid"
+    why = NOT_UNDERSTOOD + "a reshape regroups positions that have no common grid"
     freeze(node, why)
     return leaf(outer, why), leaf(inner, why)
 
@@ -361,7 +364,7 @@ def _freeze_unlike(xs: list[Term], left: list[Term], ys: list[Term], right: list
     while (one := math.prod(x.size for x in xs)) != (other := math.prod(y.size for y in ys)):
         (xs if one < other else ys).append((left if one < other else right).pop())
     for term in (*xs, *ys):
-        freeze(term, "two grids of different shape meet on one axis")
+        freeze(term, NOT_UNDERSTOOD + "two grids of different shape meet on one axis")
 
 
 def _unify_product_with_sum(grid: Term, total: Term) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from onebasin.errors import DiscoveryError
+from onebasin.layout import NOT_UNDERSTOOD
 from onebasin.symmetry.abstract import Abstract, Blocks, Labelled, Record
 from onebasin.symmetry.axes import Term, freeze, leaf, split_sum
 from onebasin.symmetry.export import location
@@ -123,6 +124,10 @@ class Call:
             self.freeze(operand.axes, why)
         found = [Abstract(tuple(self.fixed(size, why) for size in shape)) for shape in self.shapes]
         return found[0] if isinstance(self.node.meta.get("val"), Tensor) else found
+
+    def given_up(self, why: str) -> Value:
+        """Freeze everything for want of a rule that covers this use: a larger group may exist."""
+        return self.frozen(NOT_UNDERSTOOD + why)
 
     def cut(self, term: Term, sizes: Sequence[int]) -> list[Term]:
         """Cut an axis; if a reshape made it, ask for another run in which that reshape keeps the parts apart."""

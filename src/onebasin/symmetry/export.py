@@ -163,7 +163,16 @@ def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 # What torch.export says -> what it means, and the way out. Looked up in order; the first that fits is shown.
 DIAGNOSES = (
     ("data-dependent", "data-dependent control flow", "replace the branch by torch.where or torch.cond"),
-    ("DynamicCache", "a cache object in the output", "pass use_cache=False in the example inputs"),
+    (
+        "DynamicCache",
+        "a cache object in the output",
+        "pass use_cache=False in the example inputs, or set model.config.use_cache = False",
+    ),
+    (
+        "no fake impl registered",
+        "a custom operator of which only the result is known, not its shape",
+        "describe its shape with torch.library.register_fake, and its axes with onebasin.rule",
+    ),
     (
         "in output, which is not a known type",
         "an output that is no tensor",
@@ -211,16 +220,17 @@ def _held(program: ExportedProgram, outputs: Outputs) -> tuple[fx.Node, ...]:
         raise DiscoveryError(
             f"no output is called {listing(unknown)}", f"one of: {listing(map(str, keys))}", "correct `outputs`"
         )
-    return tuple(nodes[names[keys[key]]] for key in wanted if names[keys[key]] in nodes)
+    return tuple(nodes[name] for key in wanted for name in names[keys[key]] if name in nodes)
 
 
-def _output_keys(program: ExportedProgram, count: int) -> dict[int | str, int]:
-    keys: dict[int | str, int] = {number: number for number in range(count)}
+def _output_keys(program: ExportedProgram, count: int) -> dict[int | str, slice]:
+    """Return number or name of an output -> its tensors; one that is named may hold several."""
+    keys: dict[int | str, slice] = {number: slice(number, number + 1) for number in range(count)}
     tree = program.call_spec.out_spec
     if tree is not None and isinstance(tree.context, (list, tuple)):
         start = 0
         for name, child in zip(_names(tree.context), tree.children(), strict=False):
-            keys[name] = start
+            keys[name] = slice(start, start + child.num_leaves)
             start += child.num_leaves
     return keys
 

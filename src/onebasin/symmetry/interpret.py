@@ -175,7 +175,7 @@ class _Walk:
 
     def _no_rule(self, call: Call) -> Value:
         self.context.unknown.setdefault(f"{call.name} at {location(call.node)}", call.node)
-        return call.frozen("no rule for this operator")
+        return call.given_up("an operator without a rule (onebasin.rule registers one)")
 
     def _higher_order(self, node: fx.Node, values: list[Value]) -> Value:
         """Interpret the sub-graphs of a call: a region under no_grad or autocast, or both branches of a cond."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from onebasin import layout
 from onebasin.errors import ProofError, listing
-from onebasin.layout import Axis, Leaf
+from onebasin.layout import NOT_UNDERSTOOD, Axis, Leaf
 from onebasin.params import Params
 from onebasin.permutation import Permutation
 from onebasin.spec import PermutationSpec
@@ -67,7 +67,7 @@ def drop_unsound(exported: Exported, spec: PermutationSpec, seed: int = 0) -> Pe
             return replace(candidate, proof=worst)
     trials = [Trial(exported, flat, seed + draw) for draw in range(DRAWS)]
     guilty = {name for name in flat.sizes if any(trial.difference([name]) > TOLERANCE for trial in trials)}
-    rest = frozen(flat, guilty, "dropped: it failed the numerical proof")
+    rest = frozen(flat, guilty, NOT_UNDERSTOOD + "it failed the numerical proof")
     worst = _worst(exported, rest, seed)
     if worst > TOLERANCE:
         raise ProofError(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onebasin.analysis import Curve
-from onebasin.layout import Leaf, Product
+from onebasin.layout import NOT_UNDERSTOOD, Leaf, Product
 from onebasin.matching import WeightMatching, align
 from onebasin.permutation import Permutation
 from onebasin.report.tables import (
@@ -85,6 +85,16 @@ def test_reasons_that_differ_in_their_place_share_a_row() -> None:
     text = " ".join(drawn(table).split())
     assert "spatial axis (conv2d at module conv1, and 2 more)" in text
     assert "conv1.weight[1] conv2.weight[1] +1" in text
+
+
+def test_what_was_not_understood_comes_first_with_every_place() -> None:
+    whys = ["model output", NOT_UNDERSTOOD + "a at net.py:1", NOT_UNDERSTOOD + "a at net.py:2"]
+    tensors = {f"w{number}": (Leaf(3, None, why),) for number, why in enumerate(whys)}
+    text = drawn(fixed_table(PermutationSpec({}, tensors)))
+    assert text.index("net.py:1") < text.index("net.py:2") < text.index("model output")
+    assert "a larger group may exist" in text
+    known = drawn(fixed_table(PermutationSpec({}, {"w0": (Leaf(3, None, whys[0]),)})))
+    assert "a larger group may exist" not in known
 
 
 def test_long_names_are_cut_at_the_front() -> None:

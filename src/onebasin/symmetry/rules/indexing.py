@@ -90,7 +90,7 @@ def index_put(call: Call) -> Value:
     call.freeze((x.axes[dim] for dim in given), WHY)
     looked = _broadcast(call, [call._use(value) for value in given.values()])
     if list(given) != list(range(len(given))):
-        return call.frozen(WHY)
+        return call.given_up("positions of inner axes are written by number")
     row: tuple[Term, ...] = (*looked, *x.axes[len(given) :])
     labels = range(len(row))
     axes = call.join([(row, labels), (values.axes, labels[len(row) - len(values.axes) :])], labels)

@@ -17,7 +17,7 @@ def recurrent(call: Call) -> Value:
     The recurrent weight carries them on both axes (with a projection, its columns carry the projected units).
     """
     if "batch_sizes" in call.arguments:
-        return call.frozen("packed sequences")
+        return call.given_up("packed sequences")
     x, params = call.tensor("input"), call.tensors("params")
     batch, time = x.axes[:2] if call["batch_first"] else x.axes[1::-1]
     call.freeze([time], "steps follow each other")

@@ -25,7 +25,7 @@ def at_least(call: Call) -> Value:
     (given,) = call.arguments.values()
     values = given if isinstance(given, (list, tuple)) else [given]
     if [value.shape for value in values] != call.shapes:
-        return call.frozen("axes of size 1 are added")
+        return call.given_up("axes of size 1 are added")
     return given
 
 
@@ -86,7 +86,7 @@ def repeat_interleave(call: Call) -> Value:
     """repeat_interleave by one number: the axis, then copies."""
     x = call.tensor("self")
     if not isinstance(call.get("repeats"), int):
-        return call.frozen("repeated by a tensor of counts")
+        return call.given_up("repeated by a tensor of counts")
     axes = [product(x.axes)] if call.get("dim") is None else list(x.axes)
     dim = call.dim(len(axes)) if call.get("dim") is not None else 0
     axes[dim] = product([axes[dim], leaf(int(call["repeats"]))])
