@@ -18,17 +18,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Which units (modules or folders directly under onebasin) each unit may import; everything else is a wrong edge.
 BASE = {"params", "errors", "progress"}
 CORE = {*BASE, "layout", "spec", "permutation"}
-WEIGHTS = {*CORE, "functional", "interpolate", "batchnorm", "moments"}
-MIDDLE = {*WEIGHTS, "symmetry", "activations", "synthetic", "matching", "checkpoints", "merging"}
+WEIGHTS = {*CORE, "functional", "interpolate", "batchnorm", "moments", "layers"}
+READING = {*WEIGHTS, "symmetry", "reading"}
+MIDDLE = {*READING, "activations", "layer_inputs", "synthetic", "matching", "checkpoints", "merging"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{unit: BASE for unit in BASE},
     "functional": BASE,
     "layout": BASE,
     "spec": {*BASE, "layout"},
     "permutation": {*BASE, "layout", "spec"},
-    **{unit: WEIGHTS for unit in ("interpolate", "batchnorm", "moments")},
+    **{unit: WEIGHTS for unit in ("interpolate", "batchnorm", "moments", "layers")},
     "symmetry": WEIGHTS,
-    "activations": {*WEIGHTS, "symmetry"},
+    **{unit: READING for unit in ("reading", "activations", "layer_inputs")},
     "synthetic": {*BASE, "functional"},
     "matching": WEIGHTS,
     "checkpoints": WEIGHTS,

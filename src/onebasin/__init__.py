@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from onebasin.errors import OneBasinError as OneBasinError
     from onebasin.interpolate import lerp as lerp
     from onebasin.interpolate import slerp as slerp
+    from onebasin.layer_inputs import LayerInputs as LayerInputs
+    from onebasin.layer_inputs import LayerMoments as LayerMoments
+    from onebasin.layers import LayerStatistics as LayerStatistics
     from onebasin.layout import Interleave as Interleave
     from onebasin.layout import Leaf as Leaf
     from onebasin.layout import Product as Product
@@ -91,6 +94,9 @@ _HOME = {
     "ActivationMatching": "matching",
     "Activations": "activations",
     "ActivationMoments": "activations",
+    "LayerInputs": "layer_inputs",
+    "LayerMoments": "layer_inputs",
+    "LayerStatistics": "layers",
     "synthetic_batches": "synthetic",
     "StraightThrough": "matching",
     "Polish": "matching",

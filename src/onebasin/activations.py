@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree
 
 from onebasin import layout
 from onebasin.batchnorm import recompute_batchnorm
-from onebasin.errors import DiscoveryError, ParamsError, SpecError, UsageError, listing
-from onebasin.functional import check_repeatable, inputs_of
+from onebasin.errors import ParamsError, SpecError, UsageError, listing
+from onebasin.functional import check_repeatable
 from onebasin.layout import Axes
 from onebasin.moments import CrossMoments, CrossStatistics
 from onebasin.params import Params, check_shapes, compute_dtype
 from onebasin.progress import Progress, silent
+from onebasin.reading import Readers
 from onebasin.spec import PermutationSpec
 from onebasin.symmetry.discover import lay_out
-from onebasin.symmetry.export import Exported, Outputs, export
-from onebasin.symmetry.graph import GraphFunction, graph_function, is_view, mutates
+from onebasin.symmetry.export import Exported, Outputs
+from onebasin.symmetry.graph import GraphFunction, driven, graph_function
 
 
 class ActivationMoments:
@@ -56,10 +56,10 @@ class ActivationMoments:
         check_shapes(model.state_dict(), spec.shapes, "the weights of the model")
         for params, what in ((params_a, "the reference"), (params_b, "the other network")):
             check_shapes(params, spec.shapes, what)
-        self.model, self.spec, self.outputs = model, spec, outputs
+        self.spec = spec
         self.params = (params_a, params_b)
         self.streams: dict[str, CrossMoments] = {}
-        self._readers: dict[Any, _Reader] = {}
+        self._readers = Readers(model, outputs, lambda traced: _reader(model, spec, traced, outputs))
 
     def update(self, batch: Any) -> None:
         """Add a batch: a tensor of inputs, `(inputs, labels)`, or a dict of keyword inputs.
@@ -67,12 +67,7 @@ class ActivationMoments:
         Raises:
             UsageError: the model rejects the batch.
         """
-        inputs = inputs_of(batch)
-        flat = _pytree.tree_leaves(inputs)
-        key = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in flat)
-        if key not in self._readers:
-            self._readers[key] = _reader(self.model, self.spec, inputs, self.outputs)
-        reader = self._readers[key]
+        reader, flat = self._readers(batch)
         values = [reader.function(params, flat) for params in self.params]
         for a, b, axes in zip(*values, reader.axes, strict=True):
             for (group, rows_a), (_, rows_b) in zip(*(self._units(v, axes, reader) for v in (a, b)), strict=True):
@@ -176,18 +171,11 @@ class _Reader:
     names: Mapping[str, str]
 
 
-def _reader(
-    model: nn.Module, spec: PermutationSpec, inputs: tuple[tuple[Any, ...], dict[str, Any]], outputs: Outputs
-) -> _Reader:
-    """Trace the model on inputs of these shapes, on which the sizes in its graph and in the layouts depend."""
-    args, kwargs = inputs
-    try:
-        traced = export(model, kwargs or args, outputs)
-    except DiscoveryError as error:
-        raise UsageError(f"a batch on which {error.got}", "batches that the model takes", error.do) from error
+def _reader(model: nn.Module, spec: PermutationSpec, traced: Exported, outputs: Outputs) -> _Reader:
+    """Find the taps of a model that was traced on inputs of some shape."""
     moving = [name for name in spec.buffers if any(leaf.group for a in spec.tensors[name] for leaf in layout.leaves(a))]
     exported, found = lay_out(model, traced, outputs, moving)
-    nodes = _driven(exported)
+    nodes = driven(exported)
     taps = {nodes[name]: axes for name, axes in found.taps.items() if name in nodes and _fits(nodes[name], axes)}
     return _Reader(graph_function(exported, taps), list(taps.values()), _common_names(found, spec))
 
@@ -196,20 +184,6 @@ def _fits(node: fx.Node, axes: Axes) -> bool:
     """Return whether the value has this layout: a tap inside a region may have the name of a node outside."""
     value = node.meta.get("val")
     return isinstance(value, Tensor) and tuple(value.shape) == tuple(axis.size for axis in axes)
-
-
-def _driven(exported: Exported) -> dict[str, fx.Node]:
-    """Return the nodes that depend on the inputs: others are functions of the weights, and no activations."""
-    driven: dict[str, fx.Node] = {}
-    for node in exported.graph.nodes:
-        given = node.op == "placeholder" and node.name not in {*exported.sources, *exported.constants}
-        if given or any(operand.name in driven for operand in node.all_input_nodes):
-            driven[node.name] = node
-            target = node if mutates(node) else None
-            while target is not None and (mutates(target) or is_view(target)):
-                target = target.all_input_nodes[0]
-                driven[target.name] = target
-    return driven
 
 
 def _common_names(found: PermutationSpec, spec: PermutationSpec) -> dict[str, str]:

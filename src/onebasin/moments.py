@@ -192,6 +192,83 @@ class CrossMoments:
         return CrossStatistics(a, b, self.products / a.count)
 
 
+@dataclass(frozen=True)
+class SecondStatistics:
+    """Mean and covariance of a set of features, or of a stack of sets.
+
+    Args:
+        count: number of samples.
+        mean: `Float[Tensor, "*stack features"]`.
+        covariance: `Float[Tensor, "*stack features features"]`, the mean product of deviations (divided by the count).
+    """
+
+    count: int
+    mean: Tensor
+    covariance: Tensor
+
+    @property
+    def product(self) -> Tensor:
+        """The mean product `E[x x^T]`, neither centred nor scaled."""
+        return self.covariance + self.mean[..., :, None] * self.mean[..., None, :]
+
+
+class SecondMoments:
+    """Streaming mean and covariance of features, or of a stack of sets of features.
+
+    Args:
+        sizes: sizes of the stack, if any, then the number of features.
+    """
+
+    def __init__(self, *sizes: int) -> None:
+        self.count = 0
+        self.mean = torch.zeros(sizes, dtype=torch.float64)
+        self.products = torch.zeros(*sizes, sizes[-1], dtype=torch.float64)
+
+    def update(self, batch: Tensor) -> None:
+        """Add `Float[Tensor, "*stack samples features"]`.
+
+        Raises:
+            UsageError: other sizes.
+        """
+        shape = (*batch.shape[:-2], batch.shape[-1])
+        _check_sizes(self.mean.shape, shape)
+        if batch.shape[-2]:
+            own = batch.detach().to(compute_dtype(batch))
+            mean = own.mean(-2, dtype=torch.float64)
+            own = own - mean.to(own)[..., None, :]
+            self._add(batch.shape[-2], mean, (own.mT @ own).double())
+
+    def merge(self, other: SecondMoments) -> None:
+        """Add everything that `other` has seen.
+
+        Raises:
+            UsageError: other sizes.
+        """
+        _check_sizes(self.mean.shape, other.mean.shape)
+        self._add(other.count, other.mean, other.products)
+
+    def _add(self, count: int, mean: Tensor, products: Tensor) -> None:
+        if not count:
+            return
+        if not self.count:
+            self.count, self.mean, self.products = count, mean.clone(), products.clone()
+            return
+        apart, total = mean.to(self.mean) - self.mean, self.count + count
+        self.products += products.to(self.products)
+        self.products += apart[..., :, None] * apart[..., None, :] * (self.count * count / total)
+        self.mean += apart * (count / total)
+        self.count = total
+
+    def finalize(self) -> SecondStatistics:
+        """Return the statistics of all samples so far; the stream may go on.
+
+        Raises:
+            UsageError: no samples.
+        """
+        _check_count(self.count)
+        return SecondStatistics(self.count, self.mean.clone(), self.products / self.count)
+
+
 def _centred(batch: Tensor) -> tuple[Tensor, Tensor]:
     """Return deviations from the mean, and the mean. Two passes over the data: many times faster than var_mean."""
     own = batch.detach().to(torch.float64, copy=True)

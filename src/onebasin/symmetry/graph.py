@@ -78,6 +78,20 @@ def is_view(node: fx.Node) -> bool:
     return schema is not None and any(out.alias_info is not None for out in schema.returns)
 
 
+def driven(exported: Exported) -> dict[str, fx.Node]:
+    """Return the nodes that depend on the inputs: others are functions of the weights, and no activations."""
+    found: dict[str, fx.Node] = {}
+    for node in exported.graph.nodes:
+        given = node.op == "placeholder" and node.name not in {*exported.sources, *exported.constants}
+        if given or any(operand.name in found for operand in node.all_input_nodes):
+            found[node.name] = node
+            target = node if mutates(node) else None
+            while target is not None and (mutates(target) or is_view(target)):
+                target = target.all_input_nodes[0]
+                found[target.name] = target
+    return found
+
+
 def _argument(
     exported: Exported, slot: str, params: Mapping[str, Tensor], inputs: Any, dtype: torch.dtype | None
 ) -> Any:
