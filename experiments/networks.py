@@ -52,7 +52,12 @@ def vgg(
         after = round(step * width)
         layers += [nn.Conv2d(channels, after, 3, padding=1), norm_of(norm, after), nn.ReLU()]
         channels = after
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, classes))
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, classes))
+    if norm is None:  # signals fade on their way through eight layers that start as torch has it
+        for layer in model:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return model
 
 
 class Residual(nn.Module):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onebasin.activations import ActivationMoments as ActivationMoments
     from onebasin.activations import Activations as Activations
+    from onebasin.analysis.calibration import Calibration as Calibration
+    from onebasin.analysis.calibration import calibration as calibration
     from onebasin.analysis.distance import Distance as Distance
     from onebasin.analysis.distance import distance as distance
     from onebasin.analysis.evaluation import classification as classification
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from onebasin.report.figures_analysis import alignment_figure as alignment_figure
     from onebasin.report.figures_analysis import heat_figure as heat_figure
     from onebasin.report.figures_analysis import plane_figure as plane_figure
+    from onebasin.report.figures_analysis import reliability_figure as reliability_figure
     from onebasin.report.figures_analysis import spectrum_figure as spectrum_figure
     from onebasin.report.record import record as record
     from onebasin.spec import Group as Group
@@ -116,6 +119,8 @@ _HOME = {
     "Merge": "merging",
     "recompute_batchnorm": "batchnorm",
     "classification": "analysis.evaluation",
+    "calibration": "analysis.calibration",
+    "Calibration": "analysis.calibration",
     "evaluate_path": "analysis.path",
     "Curve": "analysis.path",
     "pairwise_curves": "analysis.plane",
@@ -135,6 +140,7 @@ _HOME = {
     "spectrum_figure": "report.figures_analysis",
     "heat_figure": "report.figures_analysis",
     "plane_figure": "report.figures_analysis",
+    "reliability_figure": "report.figures_analysis",
     "record": "report.record",
     "OneBasinError": "errors",
 }

@@ -1,5 +1,6 @@
 """What lies between networks: the loss along a path, and why."""
 
+from onebasin.analysis.calibration import Calibration, calibration
 from onebasin.analysis.distance import Distance, distance
 from onebasin.analysis.evaluation import Evaluation, classification
 from onebasin.analysis.path import Curve, evaluate_path
@@ -8,6 +9,7 @@ from onebasin.analysis.spectrum import Spectrum, spectrum
 from onebasin.analysis.taylor import PairedTest, Taylor, paired_t_test, taylor_barrier
 
 __all__ = [
+    "Calibration",
     "Curve",
     "Distance",
     "Evaluation",
@@ -15,6 +17,7 @@ __all__ = [
     "Plane",
     "Spectrum",
     "Taylor",
+    "calibration",
     "classification",
     "distance",
     "evaluate_path",

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
+from onebasin.analysis.calibration import Calibration
 from onebasin.analysis.plane import Plane
 from onebasin.analysis.spectrum import Spectrum
 from onebasin.report.figures import STYLES, tidy
@@ -148,6 +149,31 @@ def plane_figure(
     unit = {"loss": "loss (nats per example)"}.get(metric, metric)
     bar = figure.colorbar(filled, ax=list(panels), label=unit, shrink=0.9)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1) if metric.endswith("accuracy") else "{x:.2g}")
+    return figure
+
+
+def reliability_figure(calibrations: Mapping[str, Calibration]) -> Figure:
+    """Return how often predictions came true against the probability they had, a line per label; below, how many.
+
+    Args:
+        calibrations: label -> what `calibration` found.
+    """
+    figure = Figure(figsize=(5.4, 6.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], ":", color="black", linewidth=1, label="perfect")
+    for (label, found), (colour, dashes) in zip(calibrations.items(), STYLES * len(calibrations), strict=False):
+        full = [(s, o, c) for s, o, c in zip(found.predicted, found.observed, found.counts, strict=True) if c]
+        said, true, counts = zip(*full, strict=True)
+        above.plot(said, true, dashes, marker="o", markersize=4, color=colour, label=f"{label}: {found.error:.4f}")
+        below.plot(said, counts, dashes, marker="o", markersize=3, color=colour, linewidth=1)
+    above.set_ylabel("share that came true")
+    above.legend(title="expected calibration error", frameon=False, fontsize="small", title_fontsize="small")
+    above.set_aspect("equal")
+    below.set_yscale("log")
+    below.set_ylabel("predictions")
+    below.set_xlabel("predicted probability")
+    for ax in (above, below):
+        tidy(ax)
     return figure
 
 

@@ -10,12 +10,13 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from onebasin.analysis import Plane, Spectrum, spectrum
+from onebasin.analysis import Calibration, Plane, Spectrum, spectrum
 from onebasin.report.figures_analysis import (
     PANELS,
     alignment_figure,
     heat_figure,
     plane_figure,
+    reliability_figure,
     spectrum_figure,
 )
 from onebasin.spec import PermutationSpec
@@ -128,3 +129,11 @@ def test_drawing_opens_no_window() -> None:
         pytest.skip("another test has imported pyplot")
     plane_figure(PLANE)
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_reliability_draws_the_bins_that_hold_predictions() -> None:
+    found = Calibration((8, 0, 2), (0.1, 0.0, 0.9), (0.2, 0.0, 0.5))
+    above, below = reliability_figure({"merged": found}).axes
+    assert [line.get_xydata().tolist() for line in above.lines[1:]] == [[[0.1, 0.2], [0.9, 0.5]]]
+    assert below.lines[0].get_xydata().tolist() == [[0.1, 8], [0.9, 2]]
+    assert [text.get_text() for text in above.get_legend().get_texts()] == ["perfect", "merged: 0.1600"]
