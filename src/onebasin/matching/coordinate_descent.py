@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
 from onebasin.matching.assignment import Assignment, solve
-from onebasin.matching.gains import Level, rows_of
+from onebasin.matching.gains import FamilyGains, Level, Rows, rows_of
 from onebasin.matching.joint import JointStep, is_chain
 from onebasin.matching.objective import Objective
-from onebasin.matching.terms import new
+from onebasin.matching.products import Budget
+from onebasin.matching.terms import Labelled, new
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
 from onebasin.spec import PermutationSpec
@@ -23,6 +24,10 @@ from onebasin.spec import PermutationSpec
 # An improvement must exceed this share of `Objective.scale`. Values are sums of exact products in float64, so rounding
 # is a few 1e-16 of the scale; a thousand times that is still far below anything a permutation is chosen for.
 IMPROVEMENT = 1e-12
+# What is held for speed (gain matrices and copies laid out for products) may take so many times the size of one model,
+# or so many bytes.
+BUDGET = 1.5
+LEAST_BUDGET = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -59,15 +64,13 @@ class CoordinateDescent:
         the keyboard does not raise: the best permutation so far is returned, and `stop` says so.
         """
         began = time.perf_counter()
-        dependents = _dependents(objective)
-        run = _Run(objective, self.faq_steps, dependents, start, set(dependents), [objective.value(start)])
+        run = _Run.start(objective, self.faq_steps, start)
         try:
-            stop = run.sweeps(self._orders(list(dependents)), progress)
+            stop = run.sweeps(self._orders(list(run.families)), progress)
         except KeyboardInterrupt:
             stop = StopReason.INTERRUPTED
-            run.history.append(objective.value(run.permutation))
-        seconds = time.perf_counter() - began
-        return Alignment(run.permutation, tuple(run.history), stop, run.certificate, matcher, seconds)
+        permutation, history = run.result(start)
+        return Alignment(permutation, history, stop, run.certificate, matcher, time.perf_counter() - began)
 
     def _orders(self, names: Sequence[str]) -> Iterator[list[str]]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -82,27 +85,41 @@ class _Run:
     Args:
         objective: what is maximised.
         faq_steps: see `CoordinateDescent`.
-        dependents: for each group to visit, those to be solved again when it changes.
-        permutation: the best so far.
+        families: what each group to visit and all under it are worth.
+        dependents: for each of them, those to be solved again when it changes.
+        rows: the best order so far.
         dirty: groups that are still to be solved.
         history: the objective after every sweep.
+        last: of every group, the assignment found last.
         certificate: of all assignments so far.
     """
 
     objective: Objective
     faq_steps: int
+    families: dict[str, FamilyGains]
     dependents: dict[str, set[str]]
-    permutation: Permutation
+    rows: Rows
     dirty: set[str]
     history: list[float]
+    last: dict[str, Assignment] = field(default_factory=dict)
     certificate: Certificate = field(default_factory=Certificate)
+
+    @classmethod
+    def start(cls, objective: Objective, faq_steps: int, start: Permutation) -> _Run:
+        """Prepare everything."""
+        dependents = _dependents(objective)
+        budget = Budget(max(LEAST_BUDGET, int(BUDGET * objective.nbytes / 2)))
+        families = {name: FamilyGains(objective.spec, name, objective.holding(name), budget) for name in dependents}
+        value = objective.value(start)
+        return cls(objective, faq_steps, families, dependents, rows_of(start), set(dependents), [value])
 
     def sweeps(self, orders: Iterator[list[str]], progress: Progress) -> StopReason:
         """Visit the groups in these orders until nothing is left to be solved."""
         least, steps = IMPROVEMENT * self.objective.scale(), 0
         for order in orders:
-            if not self.dirty:
+            if self.is_settled():
                 return StopReason.CONVERGED
+            self.history.append(self.history[-1])
             for group in order:
                 if group in self.dirty:
                     self.dirty.discard(group)
@@ -110,28 +127,51 @@ class _Run:
                         self.dirty |= self.dependents[group]
                     steps += 1
                     progress("matching", steps, 0)
-            self.history.append(self.objective.value(self.permutation))
-        return StopReason.MAX_SWEEPS if self.dirty else StopReason.CONVERGED
+        return StopReason.CONVERGED if self.is_settled() else StopReason.MAX_SWEEPS
+
+    def is_settled(self) -> bool:
+        """Return whether nothing is left to be solved; a group whose gains are worn by updates is."""
+        self.dirty = self.dirty or {group for group, family in self.families.items() if family.renew()}
+        return not self.dirty
 
     def step(self, group: str, least: float) -> bool:
         """Solve one group and what is nested under it; take the result, and return True, if it is better."""
-        spec, before = self.objective.spec, self.permutation
-        joint = JointStep(Level(spec), self.solve, self.faq_steps)
-        _, rows = joint(list(self.objective.terms(group)), rows_of(before), group)
-        found = {name: row.aligned([new(g) for g in (*spec.parents.get(name, ()), name)]) for name, row in rows.items()}
-        if all(torch.equal(index, before.indices[name]) for name, index in found.items()):
+        family = self.families[group]
+        matrix = family.update(self.rows)
+        if matrix is not None:
+            self.last[group] = self.solve(matrix, self.last.get(group))
+            found: Rows = {group: Labelled(self.last[group].index, (new(group),))}
+        else:
+            joint = JointStep(Level(self.objective.spec), self.solve, self.faq_steps)
+            found = joint(family.terms(), self.rows, group)[1]
+        after = {**self.rows, **found}
+        change = family.change(self.rows, after, least)
+        family.release()
+        if change <= least:
             return False
-        after = replace(before, indices={**before.indices, **found})
-        if self.objective.value(after, group) - self.objective.value(before, group) <= least:
-            return False
-        self.permutation = after
+        self.rows = after
+        self.history[-1] += change
         return True
 
-    def solve(self, gains: Tensor) -> Assignment:
+    def solve(self, gains: Tensor, warm: Assignment | None = None) -> Assignment:
         """Solve assignments, and note how sure they are."""
-        found = solve(gains)
+        found = solve(gains, warm)
         self.certificate += Certificate.of(found)
         return found
+
+    def result(self, start: Permutation) -> tuple[Permutation, tuple[float, ...]]:
+        """Return the best permutation, and the history with its exact value at the end.
+
+        Changes on the way are sums of products in the dtype of the features; what rounding makes of them is cut off.
+        """
+        spec = self.objective.spec
+        names = {name: [new(group) for group in (*spec.parents.get(name, ()), name)] for name in self.rows}
+        indices = {name: row.aligned(names[name]) for name, row in self.rows.items()}
+        if all(torch.equal(index, start.indices[name]) for name, index in indices.items()):
+            return start, tuple(self.history)
+        found = Permutation(spec, {**start.indices, **indices})
+        last = self.objective.value(found)
+        return found, (*(min(value, last) for value in self.history[:-1]), last)
 
 
 def _dependents(objective: Objective) -> dict[str, set[str]]:

@@ -1,17 +1,30 @@
-"""The gain matrix of one group: how much the objective gets from putting old unit k where new unit i is."""
+"""The gain matrix of one group: how much the objective gets from putting old unit k where new unit i is.
+
+`Level` computes it from terms of any kind. `FamilyGains` keeps it, and brings it up to date by what has changed.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
+from onebasin.matching.products import Budget, Product, Roles
 from onebasin.matching.terms import Dim, Labelled, Term, new, old
+from onebasin.params import compute_dtype
 from onebasin.permutation import Permutation
 from onebasin.spec import PermutationSpec
+
+# With more than this share of the columns changed, all are taken anew: that gathers one tensor instead of three.
+REBUILD = 0.75
+# How far a kept matrix may be from a new one, in units of rounding: about what new ones in another order differ by.
+DRIFT = 4.0
+VECTORS = 4
 
 # Group -> index rows with named dimensions. A group that is not in it has no order yet.
 Rows = Mapping[str, Labelled]
@@ -87,3 +100,200 @@ class Level:
         for part in itertools.chain((term.contract(dims) for term in terms), more):
             total = part if total is None else total + part.to(total.device)
         return torch.zeros([self.spec.sizes[dim.group] for dim in dims]) if total is None else total
+
+
+def order_of(spec: PermutationSpec, dims: Sequence[Dim], rows: Rows) -> Tensor:
+    """Return the old position of every new position of a grid of units, both counted row by row."""
+    if len(dims) == 1 and rows[dims[0].group].values.dim() == 1:
+        return rows[dims[0].group].values
+    sizes = [spec.sizes[dim.group] for dim in dims]
+    olds = tuple(dim._replace(new=False) for dim in dims)
+    positions = Labelled(torch.arange(math.prod(sizes)).reshape(sizes), olds)
+    grid = Term(positions, Labelled(torch.ones((), dtype=torch.int64), ()))
+    return Level(spec).settle(grid, rows).a.aligned(dims).flatten()
+
+
+class KeptGains:
+    """What the positions of a family are worth on some dimensions, all other groups fixed: a matrix kept up to date.
+
+        gains[i, k] = sum over terms of A_i . B_k[source],    source: the order of the columns that other groups give
+
+    Where the order has changed, gains += A[:, changed] (B[:, source] - B[:, source before])^T. What is lost by rounding
+    is measured (`is_worn`), and a worn matrix computed anew.
+
+    Args:
+        spec: how groups nest.
+        dims: the grid of units, in the new order.
+        constants: gains on these dimensions that nothing changes.
+        products: all other terms.
+        budget: of what is held for speed.
+        again: whether the matrix will be asked for again.
+    """
+
+    def __init__(
+        self,
+        spec: PermutationSpec,
+        dims: tuple[Dim, ...],
+        constants: list[Term],
+        products: list[Product],
+        budget: Budget,
+    ) -> None:
+        self.spec, self.dims, self.constants, self.products = spec, dims, constants, products
+        self.n = math.prod(spec.sizes[dim.group] for dim in dims)
+        self.scale = math.fsum(term.bound for term in (*constants, *(product.term for product in products)))
+        values = [*(term.a.values for term in constants), *(product.term.a.values for product in products)]
+        self.device, self.dtype = values[0].device, reduce(torch.promote_types, map(compute_dtype, values))
+        varies = any(product.roles.moved for product in products)
+        self._is_kept = varies and budget.take(self.n**2 * self.dtype.itemsize)
+        self.matrix: Tensor | None = None
+        self.seen: list[Tensor] = []
+        self.depth = self.updates = 0
+
+    def update(self, rows: Rows) -> Tensor:
+        """Return the matrix at `rows`: by the columns that changed if they are not too many, else anew."""
+        orders = [order_of(self.spec, product.roles.moved, rows).to(self.device) for product in self.products]
+        if self.matrix is not None:
+            changed = [int((now != before).sum()) for now, before in zip(orders, self.seen, strict=True)]
+            depths = [n * product.width for n, product in zip(changed, self.products, strict=True)]
+            if sum(depths) <= REBUILD * sum(product.depth for product in self.products):
+                return self._updated(orders, depths)
+        return self._computed(orders)
+
+    def _updated(self, orders: list[Tensor], depths: list[int]) -> Tensor:
+        assert self.matrix is not None
+        for product, now, before, depth in zip(self.products, orders, self.seen, depths, strict=True):
+            if depth:
+                product.add_to(self.matrix, now, before)
+        self.seen, self.depth, self.updates = orders, self.depth + sum(depths), self.updates + (sum(depths) > 0)
+        return self.matrix
+
+    def _computed(self, orders: list[Tensor]) -> Tensor:
+        matrix = torch.zeros(self.n, self.n, dtype=self.dtype, device=self.device)
+        dims = (*self.dims, *_olds(self.dims))
+        for term in self.constants:
+            matrix += term.contract(dims).reshape(self.n, self.n).to(matrix)
+        for product, order in zip(self.products, orders, strict=True):
+            product.add_to(matrix, order)
+        self.matrix, self.seen, self.updates = matrix, orders, 0
+        self.depth = sum(product.depth for product in self.products) + len(self.constants)
+        return matrix
+
+    def release(self) -> None:
+        """Let the matrix go, if there is no room to keep it, or nothing changes it."""
+        if not self._is_kept:
+            self.matrix = None
+
+    def term(self) -> Term:
+        """Return the matrix as a term."""
+        assert self.matrix is not None
+        sizes = [self.spec.sizes[dim.group] for dim in self.dims]
+        one = Labelled(self.matrix.new_ones(()), ())
+        return Term(Labelled(self.matrix.view(*sizes, *sizes), (*self.dims, *_olds(self.dims))), one)
+
+    def change(self, before: Rows, after: Rows) -> tuple[float, float]:
+        """Return what `after` gains over `before` by the matrix, and how far rounding may have moved that."""
+        assert self.matrix is not None
+        was, now = (order_of(self.spec, self.dims, rows).to(self.device) for rows in (before, after))
+        units = (was != now).nonzero()[:, 0]
+        gained = self.matrix[units, now[units]].sum(dtype=torch.float64) - self.matrix[units, was[units]].sum(
+            dtype=torch.float64
+        )
+        return gained.item(), 2 * self.scale * (self.depth + 1) * torch.finfo(self.dtype).eps
+
+    def exact_change(self, before: Rows, after: Rows) -> float:
+        """Return what `after` gains over `before`, from the tensors themselves and in float64."""
+        units, was, now = self._moved(before, after)
+        pairs = zip(self.products, self.seen, strict=True)
+        products = math.fsum(product.change(units, now, was, order) for product, order in pairs)
+        return products + _total(self.spec, self.constants, after) - _total(self.spec, self.constants, before)
+
+    def _moved(self, before: Rows, after: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the new units that are given other old ones, the old units before, and those after."""
+        was, now = (order_of(self.spec, self.dims, rows).to(self.device) for rows in (before, after))
+        units = (was != now).nonzero()[:, 0]
+        return units, was[units], now[units]
+
+    def is_worn(self) -> bool:
+        """Return whether updates have moved the matrix further from what it should be than rounding moves a new one.
+
+        Seen on random vectors x of signs: |E x|^2 is |E|^2 (Frobenius) in the mean, and costs no matrix product.
+        """
+        if self.matrix is None or not self.updates:
+            return False
+        signs = torch.randint(2, (self.n, VECTORS), generator=torch.Generator().manual_seed(0)) * 2 - 1
+        signs = signs.to(self.matrix)
+        error = self.matrix @ signs
+        for term in self.constants:
+            error -= term.contract((*self.dims, *_olds(self.dims))).reshape(self.n, self.n).to(signs) @ signs
+        for product, order in zip(self.products, self.seen, strict=True):
+            error -= product.times(signs, order)
+        worn = torch.linalg.vector_norm(error).item() / VECTORS**0.5
+        return worn > DRIFT * self.scale * torch.finfo(self.dtype).eps
+
+
+class FamilyGains:
+    """What a group and all that is nested under it are worth, all other groups fixed, kept up to date.
+
+    Terms that hold the family as one chain, each group on one axis, go into matrices; the rest (a recurrent weight on
+    two axes) is left as it is.
+    """
+
+    def __init__(self, spec: PermutationSpec, group: str, terms: Iterable[Term], budget: Budget) -> None:
+        self.spec, self.group = spec, group
+        family = {group, *(name for name in spec.sizes if group in spec.parents.get(name, ()))}
+        constants: dict[tuple[Dim, ...], list[Term]] = {}
+        products: dict[tuple[Dim, ...], list[Product]] = {}
+        self.rest: list[Term] = []
+        for term in terms:
+            roles = Roles.of(term, spec, family)
+            if roles is not None:
+                products.setdefault(roles.units, []).append(Product(term, roles, budget))
+            elif not term.b.dims and term.unmoved.keys() <= family:
+                units = tuple(
+                    sorted(
+                        (dim for dim in term.a.dims if dim.new), key=lambda dim: len(spec.parents.get(dim.group, ()))
+                    )
+                )
+                constants.setdefault(units, []).append(term)
+            else:
+                self.rest.append(term)
+        grids = dict.fromkeys([*products, *constants])
+        self.kept = [KeptGains(spec, dims, constants.get(dims, []), products.get(dims, []), budget) for dims in grids]
+
+    def update(self, rows: Rows) -> Tensor | None:
+        """Bring the matrices up to date; return the matrix of the group if that is all there is to be solved."""
+        matrices = [kept.update(rows) for kept in self.kept]
+        return matrices[0] if not self.rest and [kept.dims for kept in self.kept] == [(new(self.group),)] else None
+
+    def terms(self) -> list[Term]:
+        """Return everything as terms, for a `JointStep`."""
+        return [*(kept.term() for kept in self.kept), *(term.widened() for term in self.rest)]
+
+    def change(self, before: Rows, after: Rows, least: float) -> float:
+        """Return what `after` gains over `before`; exact, unless it is certainly more than `least`."""
+        rest = _total(self.spec, self.rest, after) - _total(self.spec, self.rest, before)
+        parts = [kept.change(before, after) for kept in self.kept]
+        gained, bound = rest + math.fsum(part for part, _ in parts), math.fsum(part for _, part in parts)
+        if gained > least + bound:
+            return gained
+        return rest + math.fsum(kept.exact_change(before, after) for kept in self.kept)
+
+    def release(self) -> None:
+        """Let go what is not kept."""
+        for kept in self.kept:
+            kept.release()
+
+    def renew(self) -> bool:
+        """Let go of what has been worn by many updates; return whether there was any."""
+        worn = [kept for kept in self.kept if kept.is_worn()]
+        for kept in worn:
+            kept.matrix = None
+        return bool(worn)
+
+
+def _olds(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    return tuple(dim._replace(new=False) for dim in dims)
+
+
+def _total(spec: PermutationSpec, terms: Iterable[Term], rows: Rows) -> float:
+    return math.fsum(Level(spec).settle(term, rows).total() for term in terms)

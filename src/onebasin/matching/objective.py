@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from onebasin.errors import ParamsError, listing
 from onebasin.matching.gains import Level, rows_of
 from onebasin.matching.terms import Term, constant_term, feature_terms
-from onebasin.params import compute_dtype
 from onebasin.permutation import Permutation
 from onebasin.spec import PermutationSpec
 
@@ -73,7 +71,8 @@ class Objective:
     def value(self, permutation: Permutation, holding: str | None = None) -> float:
         """Return the objective at `permutation`, summed in float64; of the tensors that hold one group, if given."""
         level, rows = Level(self.spec), rows_of(permutation)
-        return math.fsum(level.settle(term, rows).total() for term in self.terms(holding))
+        terms = self.blocks if holding is None else self.holding(holding)
+        return math.fsum(level.settle(term, rows).total() for term in terms)
 
     def gain(self, permutation: Permutation, group: str) -> Tensor:
         """Return `Float[Tensor, "*parents n n"]`: what old unit k is worth as new unit i, all other groups fixed.
@@ -105,13 +104,21 @@ class Objective:
 
         Half precision is widened to float32 here, one after the other, so that no copy of a whole model is made.
         """
-        return (term.widened() for term in (self.blocks if holding is None else self._holding.get(holding, [])))
+        return (term.widened() for term in (self.blocks if holding is None else self.holding(holding)))
+
+    def holding(self, group: str) -> Sequence[Term]:
+        """Return the terms that hold a group, in their own dtype."""
+        return self._holding.get(group, [])
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all features and gains, in bytes."""
+        tensors = [*(x for f in self.features for x in (f.a, f.b)), *self.gains.values()]
+        return sum(tensor.nbytes for tensor in tensors)
 
     def scale(self) -> float:
         """Return a bound of the absolute value: sum of |F(A)| |F(B)| (Frobenius) and of each unit's largest gain."""
-        norms = [torch.linalg.vector_norm(x, dtype=compute_dtype(x)).item() for f in self.features for x in (f.a, f.b)]
-        rows = [gain.abs().flatten(gain.dim() // 2).amax(-1).sum().item() for gain in self.gains.values()]
-        return math.fsum(a * b for a, b in zip(norms[::2], norms[1::2], strict=True)) + math.fsum(rows)
+        return math.fsum(term.bound for term in self.blocks)
 
 
 def _feature_problems(objective: Objective) -> Iterator[str]:

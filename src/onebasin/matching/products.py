@@ -1,0 +1,187 @@
+"""Products: a term as a product of two matrices, the columns of one in an order that other groups decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onebasin.matching.terms import Dim, Labelled, Term
+from onebasin.params import compute_dtype
+from onebasin.spec import PermutationSpec
+
+# Elements of one matrix that are gathered and widened at a time (64 MB in float32): no copy of a large one is made.
+PIECE = 1 << 24
+# Elements that are compared in float64 at a time.
+EXACT_PIECE = 1 << 18
+
+
+class Budget:
+    """How much memory may be held for speed: `take` says whether there is room, and takes it."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+    def take(self, size: int) -> bool:
+        """Take `size` bytes, if there are so many left."""
+        enough = size <= self.left
+        self.left -= size if enough else 0
+        return enough
+
+
+def outermost_first(spec: PermutationSpec, dims: Iterable[Dim]) -> tuple[Dim, ...]:
+    """Sort dimensions so that parents precede what is nested under them."""
+    return tuple(sorted(dims, key=lambda dim: len(spec.parents.get(dim.group, ()))))
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What the dimensions of a term are to one group and all that is nested under it, in the new order.
+
+    Args:
+        units: the group and what is nested under it, a grid of n positions.
+        moved: what other groups put in order, a grid of m positions.
+        fixed: what nothing moves.
+    """
+
+    units: tuple[Dim, ...]
+    moved: tuple[Dim, ...]
+    fixed: tuple[Dim, ...]
+
+    @classmethod
+    def of(cls, term: Term, spec: PermutationSpec, family: Collection[str]) -> Roles | None:
+        """Return the roles in `term`, or None if it is no product: not bilinear, or the family takes part in the order.
+
+        The others must not depend on the family (as parents, they would make several problems of one), and a nested
+        group must stand beside its parents.
+        """
+        news = {dim._replace(new=True) for dim in term.b.dims}
+        if news != set(term.a.dims) or len(term.a.dims) != len(term.b.dims):
+            return None
+        groups = [dim for dim in term.a.dims if dim.group]
+        units = outermost_first(spec, (dim for dim in groups if dim.group in family))
+        moved = tuple(dim for dim in groups if dim.group not in family)
+        plain = {dim.group for dim in groups if dim.place == 0}
+        beside = all(set(spec.parents.get(dim.group, ())) <= plain for dim in groups)
+        parents = {parent for dim in units for parent in spec.parents.get(dim.group, ())}
+        if not beside or parents & {dim.group for dim in moved} or len({dim.group for dim in units}) < len(units):
+            return None
+        return cls(units, moved, tuple(dim for dim in term.a.dims if not dim.group))
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One tensor of a product as a matrix, laid out so that its columns can be taken fast.
+
+    Args:
+        values: `Float[Tensor, "n m fixed"]`, or `Float[Tensor, "m fixed n"]`; the last two, or the first two, are one
+            run in memory.
+        units_first: which of the two.
+    """
+
+    values: Tensor
+    units_first: bool
+
+    @classmethod
+    def of(cls, x: Labelled, roles: Roles) -> Side:
+        """Lay out `x`: a view, if one of the two layouts is one, else a copy with the units last."""
+        n, m, fixed = (math.prod(x.sizes(dims)) for dims in (roles.units, roles.moved, roles.fixed))
+        for units_first in (True, False):
+            rest = (*roles.moved, *roles.fixed)
+            values = x.aligned((*roles.units, *rest) if units_first else (*rest, *roles.units))
+            shape = (n, m * fixed) if units_first else (m * fixed, n)
+            if _is_view(values, shape):
+                return cls(values.view((n, m, fixed) if units_first else (m, fixed, n)), units_first)
+        return cls(values.reshape(m, fixed, n), False)
+
+    def columns(self, where: Tensor | slice) -> Tensor:
+        """Return `Float[Tensor, "n columns"]` of the positions `where` of m, in the dtype of products."""
+        axis = 1 if self.units_first else 0
+        if isinstance(where, slice):
+            part = self.values[:, where] if self.units_first else self.values[where]
+        else:
+            part = self.values.index_select(axis, where)
+        part = part.to(compute_dtype(part))
+        return part.flatten(1) if self.units_first else part.flatten(0, 1).T
+
+    def rows(self, units: Tensor) -> Tensor:
+        """Return `Float[Tensor, "units m fixed"]` of some units."""
+        if self.units_first:
+            return self.values.index_select(0, units)
+        return self.values.index_select(2, units).movedim(2, 0)
+
+
+def _is_view(values: Tensor, shape: tuple[int, int]) -> bool:
+    try:
+        return values.view(shape).stride(1) == 1 or shape[1] == 1
+    except RuntimeError:
+        return False
+
+
+class Product:
+    """A term in which a family of groups stands once: the matrix A B[source]^T, where `source` is up to other groups.
+
+    Args:
+        term: the term.
+        roles: what its dimensions are.
+        budget: of copies; without, a tensor that is not laid out as a matrix is copied anew every time.
+    """
+
+    def __init__(self, term: Term, roles: Roles, budget: Budget) -> None:
+        self.term, self.roles, self._budget = term, roles, budget
+        self.positions = math.prod(term.a.sizes(roles.moved))
+        self.width = math.prod(term.a.sizes(roles.fixed))
+        self.depth = self.positions * self.width
+        self._sides: dict[bool, Side] = {}
+
+    def sides(self) -> tuple[Side, Side]:
+        """Return A and B."""
+        olds = {dim._replace(new=False): dim for dim in (*self.roles.units, *self.roles.moved)}
+        return self._side(True, self.term.a), self._side(False, self.term.b.renamed(olds))
+
+    def _side(self, is_a: bool, x: Labelled) -> Side:
+        if is_a in self._sides:
+            return self._sides[is_a]
+        side, old = Side.of(x, self.roles), x.values.untyped_storage()
+        is_view = side.values.untyped_storage().data_ptr() == old.data_ptr()
+        if is_view or (self.roles.moved and self._budget.take(side.values.nbytes)):
+            self._sides[is_a] = side
+        return side
+
+    def add_to(self, gains: Tensor, source: Tensor, seen: Tensor | None = None) -> None:
+        """Add the product at `source` to `gains`; where it was added at `seen` before, only the difference."""
+        a, b = self.sides()
+        step = max(1, PIECE * self.positions // a.values.numel())
+        if seen is None:
+            for start in range(0, self.positions, step):
+                piece = slice(start, start + step)
+                gains.addmm_(a.columns(piece).to(gains.dtype), b.columns(source[piece]).T.to(gains.dtype))
+            return
+        for changed in (source != seen).nonzero()[:, 0].split(step):
+            difference = b.columns(source[changed]) - b.columns(seen[changed])
+            gains.addmm_(a.columns(changed).to(gains.dtype), difference.T.to(gains.dtype))
+
+    def times(self, vectors: Tensor, source: Tensor) -> Tensor:
+        """Return the product at `source` times `Float[Tensor, "n vectors"]`, without the product."""
+        total = torch.zeros_like(vectors)
+        a, b = self.sides()
+        step = max(1, PIECE * self.positions // a.values.numel())
+        starts = range(0, self.positions, step)
+        through = [b.columns(slice(start, start + step)).T.to(vectors) @ vectors for start in starts]
+        inner = torch.cat(through).unflatten(0, (self.positions, -1))[source]
+        for start in starts:
+            piece = slice(start, start + step)
+            total += a.columns(piece).to(vectors) @ inner[piece].flatten(0, 1)
+        return total
+
+    def change(self, units: Tensor, to: Tensor, was: Tensor, source: Tensor) -> float:
+        """Return how much more the old units `to` are worth than `was` as the new `units`, in float64."""
+        a, b = self.sides()
+        step, total = max(1, EXACT_PIECE // self.depth), 0.0
+        for unit, new, old in zip(*(x.split(step) for x in (units, to, was)), strict=True):
+            difference = b.rows(new).double() - b.rows(old).double()
+            total += (a.rows(unit).double() * difference[:, source]).sum().item()
+        return total
