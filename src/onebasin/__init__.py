@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from onebasin.analysis.distance import Distance as Distance
     from onebasin.analysis.distance import distance as distance
     from onebasin.analysis.evaluation import classification as classification
+    from onebasin.analysis.inputs import InputAlignment as InputAlignment
+    from onebasin.analysis.inputs import input_alignment as input_alignment
     from onebasin.analysis.path import Curve as Curve
     from onebasin.analysis.path import evaluate_path as evaluate_path
     from onebasin.analysis.plane import Plane as Plane
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from onebasin.report.figures import plot_barrier as plot_barrier
     from onebasin.report.figures_analysis import alignment_figure as alignment_figure
     from onebasin.report.figures_analysis import heat_figure as heat_figure
+    from onebasin.report.figures_analysis import input_figure as input_figure
     from onebasin.report.figures_analysis import plane_figure as plane_figure
     from onebasin.report.figures_analysis import reliability_figure as reliability_figure
     from onebasin.report.figures_analysis import spectrum_figure as spectrum_figure
@@ -134,11 +137,14 @@ _HOME = {
     "Distance": "analysis.distance",
     "spectrum": "analysis.spectrum",
     "Spectrum": "analysis.spectrum",
+    "input_alignment": "analysis.inputs",
+    "InputAlignment": "analysis.inputs",
     "plot_barrier": "report.figures",
     "barrier_figure": "report.figures",
     "alignment_figure": "report.figures_analysis",
     "spectrum_figure": "report.figures_analysis",
     "heat_figure": "report.figures_analysis",
+    "input_figure": "report.figures_analysis",
     "plane_figure": "report.figures_analysis",
     "reliability_figure": "report.figures_analysis",
     "record": "report.record",

@@ -21,7 +21,7 @@ HEAVY = ("torch", "numpy", "scipy", "matplotlib", "huggingface_hub", "safetensor
 def test_help_names_every_verb_in_the_order_of_a_first_visit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert list(VERBS) == ["inspect", "align", "merge", "barrier", "demo"]
+    assert list(VERBS) == ["inspect", "align", "merge", "barrier", "analyze", "demo"]
     positions = [out.index(text) for text in VERBS.values()]
     assert positions == sorted(positions)
 

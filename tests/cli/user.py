@@ -81,6 +81,9 @@ def images():
 def batches():
     return [(X[:11], Y[:11]), (X[11:], Y[11:])]
 
+def squared(logits, labels):
+    return (logits - F.one_hot(labels, 2)).square().mean()
+
 def no_arguments():
     return 0.0
 

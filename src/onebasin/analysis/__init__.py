@@ -3,6 +3,7 @@
 from onebasin.analysis.calibration import Calibration, calibration
 from onebasin.analysis.distance import Distance, distance
 from onebasin.analysis.evaluation import Evaluation, classification
+from onebasin.analysis.inputs import InputAlignment, input_alignment
 from onebasin.analysis.path import Curve, evaluate_path
 from onebasin.analysis.plane import Plane, evaluate_plane, pairwise_curves
 from onebasin.analysis.spectrum import Spectrum, spectrum
@@ -13,6 +14,7 @@ __all__ = [
     "Curve",
     "Distance",
     "Evaluation",
+    "InputAlignment",
     "PairedTest",
     "Plane",
     "Spectrum",
@@ -22,6 +24,7 @@ __all__ = [
     "distance",
     "evaluate_path",
     "evaluate_plane",
+    "input_alignment",
     "paired_t_test",
     "pairwise_curves",
     "spectrum",

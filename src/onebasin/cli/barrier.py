@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import RenderableType
 from rich.text import Text
-from torch import nn
 
-from onebasin.analysis import Curve, Evaluation, evaluate_path
+from onebasin.analysis import Curve
 from onebasin.checkpoints import check_target, load_permutation, write_directory
 from onebasin.cli.matcher import CHOICE, ChoiceFlags
+from onebasin.cli.measuring import Line, evaluation
 from onebasin.cli.options import (
     ARCHITECTURE,
     MATCHING,
@@ -26,14 +25,10 @@ from onebasin.cli.options import (
     on_device_of,
     read_for,
 )
-from onebasin.cli.resolve import guarded, load_batches, load_callable
+from onebasin.cli.resolve import load_batches
 from onebasin.cli.run import RECORD, Run, finished, wrote
 from onebasin.cli.terminal import Outcome, note, progress_bars
-from onebasin.errors import UsageError
-from onebasin.functional import Predict
 from onebasin.matching import align
-from onebasin.params import Params
-from onebasin.progress import Progress
 from onebasin.report.record import dumps
 from onebasin.report.tables import alignment_table, barrier_legend, barrier_table
 
@@ -77,7 +72,7 @@ def barrier(
         check_target(output.out, force=output.force)
     choice.check()
     batches = None if batchnorm_data is None else load_batches(batchnorm_data, "--batchnorm-data")
-    line = Line(architecture.build(), _evaluation(evaluate), points, batches)
+    line = Line(architecture.build(), evaluation(evaluate), points, batches)
     spec = architecture.permutation_spec(line.model)
     matcher = choice.build(matching, architecture, line.model)
     given = None if permutation is None else load_permutation(permutation, spec)
@@ -103,46 +98,6 @@ def barrier(
         view.append(alignment_table({str(b): found}))
     paths = [] if output.out is None else _write(output.out, curves, entry, force=output.force)
     return Outcome({**entry, "wrote": paths}, [*view, wrote(paths)] if paths else view, output.json)
-
-
-@dataclass(frozen=True)
-class Line:
-    """What is measured on the way between two networks, and how."""
-
-    model: nn.Module
-    evaluate: Evaluation
-    points: int
-    batches: Iterable[Any] | None
-
-    def curve(self, a: Params, b: Params, label: str, progress: Progress) -> Curve:
-        """Measure the way from `a` to `b`; `label` is for the progress bar."""
-
-        def told(task: str, done: int, total: int) -> None:
-            progress(f"{label} {task}", done, total)
-
-        def measure() -> Curve:
-            return evaluate_path(
-                self.model, a, b, self.evaluate, self.points, batchnorm_batches=self.batches, progress=told
-            )
-
-        return guarded(measure, f"the {label} path")
-
-
-def _evaluation(name: str) -> Evaluation:
-    """Return the user's function; whatever goes wrong in it is told with its place."""
-    function, what = load_callable(name, "--eval"), f"--eval {name}"
-
-    def evaluate(predict: Predict) -> dict[str, float]:
-        result = guarded(lambda: function(predict), what)
-        named = dict(result) if isinstance(result, Mapping) else {"loss": result}
-        try:
-            return {str(key): float(value) for key, value in named.items()}
-        except (TypeError, ValueError):
-            raise UsageError(
-                f"{what} returned {result!r:.60}", "a number, or a dict of numbers by name", "return the mean loss"
-            ) from None
-
-    return evaluate
 
 
 def _write(out: Path, curves: Mapping[str, Curve], entry: dict[str, Any], *, force: bool) -> list[Path]:

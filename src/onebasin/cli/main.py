@@ -24,6 +24,7 @@ VERBS = {
     "align": "Put the units of model B into the order of model A.",
     "merge": "Align models to the first one and average them.",
     "barrier": "Measure loss and accuracy on the way from A to B, naive and matched.",
+    "analyze": "Show why A and B merge or do not: distances, singular vectors, barriers.",
     "demo": "See it work: train, align and merge small networks, in under a minute.",
 }
 

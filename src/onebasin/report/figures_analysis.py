@@ -1,4 +1,4 @@
-"""Figures of why networks merge: singular vectors, and the plane through three networks."""
+"""Figures of why networks merge: singular vectors, what layers see, and the plane through three networks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from onebasin.analysis.calibration import Calibration
+from onebasin.analysis.inputs import InputAlignment
 from onebasin.analysis.plane import Plane
 from onebasin.analysis.spectrum import Spectrum
 from onebasin.report.figures import STYLES, tidy
@@ -74,6 +75,32 @@ def spectrum_figure(spectrum: Spectrum, labels: tuple[str, str] = ("model A", "m
         _title(ax, f"{name}\n{100 * layer.difference:.0f} % apart, B is {layer.ratio:.2f} × A")
         tidy(ax)
     _shared(figure, panels, "singular value", left_out)
+    return figure
+
+
+def input_figure(inputs: InputAlignment, gamma: float = 0.3) -> Figure:
+    """Return what each layer's inputs hold along each right singular vector of its weight, against singular value.
+
+    Args:
+        inputs: from `input_alignment`.
+        gamma: threshold of a large singular value, drawn as a line.
+    """
+    names, left_out = _chosen(inputs.layers)
+    figure, panels = _panels(len(names), 3.1, 2.9)
+    for ax, name in zip(panels, names, strict=True):
+        layer = inputs.layers[name]
+        large = layer.values >= gamma * layer.values[:1]
+        relative = layer.values / layer.values[:1]
+        for chosen, colour, label in ((~large, COLOURS[1], "other vectors"), (large, COLOURS[0], "large vectors")):
+            ax.plot(relative[chosen], layer.moments[chosen], ".", color=colour, markersize=5, label=label)
+        ax.axvline(gamma, color="black", linewidth=0.8, linestyle=":")
+        _scale(ax, layer.moments.tolist())
+        ax.set_xlim(0, 1.05)
+        ax.set_xlabel("singular value / largest")
+        kept, share = layer.kept(gamma), layer.share(gamma)
+        _title(ax, f"{name}\n{kept} of {layer.directions} directions hold {share:.0%}")
+        tidy(ax)
+    _shared(figure, panels, "mean square of the layer's input\nalong the singular vector", left_out)
     return figure
 
 

@@ -33,7 +33,7 @@ def group_table(spec: PermutationSpec) -> Table:
         axes = tuple((_unnumbered(tensor), axis) for tensor, axis in spec.groups[name].axes)
         key = (_unnumbered(name), spec.index_shape(name), axes) if shared else name
         rows.setdefault(key, []).append(name)
-    table = _table("group", ">size", *([">times"] if shared else []), "moves tensor[axis]")
+    table = new_table("group", ">size", *([">times"] if shared else []), "moves tensor[axis]")
     table.caption = "a × b: b units under each of a" if spec.parents else None
     table.caption_justify = "left"
     labels = [_label(spec, names[0]) for names in rows.values()]
@@ -41,7 +41,7 @@ def group_table(spec: PermutationSpec) -> Table:
     room = COLUMNS - GAPS - max(map(len, ["group", *labels])) - max(map(len, ["size", *sizes])) - 8 * shared
     for label, size, names in zip(labels, sizes, rows.values(), strict=True):
         moves = _some([f"{tensor}[{axis}]" for tensor, axis in spec.groups[names[0]].axes], room)
-        _add(table, label, size, *([str(len(names))] if shared else []), moves)
+        add(table, label, size, *([str(len(names))] if shared else []), moves)
     return table
 
 
@@ -74,24 +74,24 @@ def fixed_table(spec: PermutationSpec) -> Table:
         reason, names = why if needless(why) else PLACE.sub("", why), found[why]
         places.setdefault(reason, []).extend([] if needless(why) else PLACE.findall(why))
         axes.setdefault(reason, []).extend(names)
-    table = _table("fixed because", "tensor[axis]")
+    table = new_table("fixed because", "tensor[axis]")
     table.caption = f"{NOT_UNDERSTOOD.strip(': ')}: a larger group may exist" if any(map(needless, axes)) else None
     table.caption_justify = "left"
     for reason, names in axes.items():
         at = ", ".join(places[reason][:1]) + (
             f", and {len(places[reason]) - 1} more" if len(places[reason]) > 1 else ""
         )
-        _add(table, f"{reason} ({at})" if at else reason, _some(names, 44))
+        add(table, f"{reason} ({at})" if at else reason, _some(names, 44))
     return table
 
 
 def barrier_table(curves: Mapping[str, Curve]) -> Table:
     """Return one row per metric and curve: the ends, the midpoint, and the barrier in three definitions."""
-    table = _table("", ">A", ">midpoint", ">B", ">barrier: mean", ">chord", ">midpoint")
+    table = new_table("", ">A", ">midpoint", ">B", ">barrier: mean", ">chord", ">midpoint")
     for metric in dict.fromkeys(metric for curve in curves.values() for metric in curve.metrics):
         for label, curve in curves.items():
             if metric in curve.metrics:
-                _add(table, f"{metric}, {label}", *_numbers(curve, metric))
+                add(table, f"{metric}, {label}", *_numbers(curve, metric))
     return table
 
 
@@ -103,10 +103,10 @@ def barrier_legend() -> str:
 
 def alignment_table(alignments: Mapping[str, Alignment]) -> Table:
     """Return one row per alignment: objective before and after, sweeps, units moved, duality gap, seconds."""
-    table = _table("moved model", ">objective", ">aligned", ">sweeps", ">units moved", ">duality gap", ">seconds")
+    table = new_table("moved model", ">objective", ">aligned", ">sweeps", ">units moved", ">duality gap", ">seconds")
     table.columns[0].max_width = 34
     for label, found in alignments.items():
-        _add(
+        add(
             table,
             label,
             f"{found.objective[0]:.6g}",
@@ -134,7 +134,7 @@ def _numbers(curve: Curve, metric: str) -> list[str]:
     return [f"{values[0]:.4f}", middle, f"{values[-1]:.4f}", *barriers]
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
     """Return an empty table; a column whose title begins with ">" is set flush right."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
     for title in columns:
@@ -142,7 +142,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _add(table: Table, *cells: str) -> None:
+def add(table: Table, *cells: str) -> None:
     """Add a row of plain text: square brackets are no markup here."""
     table.add_row(*map(Text, cells))
 
@@ -154,16 +154,16 @@ def _some(names: list[str], width: int) -> str:
         if len(text) <= width:
             return text
     rest = f"  +{len(names) - 1}" if len(names) > 1 else ""
-    return _tail(names[0], width - len(rest)) + rest
+    return tail(names[0], width - len(rest)) + rest
 
 
 def _label(spec: PermutationSpec, name: str) -> str:
     """Return `name`, cut to fit, indented by the number of its parents."""
     depth = len(spec.groups[name].parents)
-    return "  " * depth + _tail(name, NAME - 2 * depth)
+    return "  " * depth + tail(name, NAME - 2 * depth)
 
 
-def _tail(name: str, width: int) -> str:
+def tail(name: str, width: int) -> str:
     """Cut `name` at the front: the end of a qualified name says more."""
     return name if len(name) <= width else "…" + name[1 - width :]
 

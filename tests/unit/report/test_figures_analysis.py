@@ -10,11 +10,13 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from onebasin.analysis import Calibration, Plane, Spectrum, spectrum
+from onebasin.analysis import Calibration, InputAlignment, Plane, Spectrum, spectrum
+from onebasin.analysis.inputs import LayerInputAlignment
 from onebasin.report.figures_analysis import (
     PANELS,
     alignment_figure,
     heat_figure,
+    input_figure,
     plane_figure,
     reliability_figure,
     spectrum_figure,
@@ -36,6 +38,9 @@ PLANE = Plane(
     ((0.0, 0.0), (2.0, 0.0), (1.0, 1.0)),
     {"loss": ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)), "accuracy": ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))},
     {"loss": (1.5, 2.5, 4.5), "accuracy": (0.2, 0.3, 0.4)},
+)
+INPUTS = InputAlignment(
+    {"fc.weight": LayerInputAlignment(torch.tensor([4.0, 2.0, 1.0]), torch.tensor([30.0, 6.0, 0.1]), 40.0, 9)}
 )
 
 
@@ -82,6 +87,17 @@ def test_of_deep_networks_some_layers_are_drawn_and_the_figure_says_so() -> None
     assert "18 layers in between are not drawn" in words(figure)
 
 
+def test_inputs_along_large_and_other_vectors() -> None:
+    figure = input_figure(INPUTS, 0.3)
+    (ax,) = figure.axes
+    others, large = ax.lines[:2]
+    assert list(large.get_xdata()) == [1.0, 0.5]
+    assert list(large.get_ydata()) == [30.0, 6.0]
+    assert list(others.get_ydata()) == pytest.approx([0.1])
+    assert "2 of 9 directions hold 90%" in ax.get_title(loc="left")
+    assert "large vectors" in words(figure)
+
+
 def test_the_map_shows_every_layer_at_every_threshold() -> None:
     naive, matched = compared(0), compared(1)
     figure = heat_figure({"as trained": naive, "matched": matched}, (0.0, 0.5))
@@ -118,7 +134,7 @@ def test_planes_share_one_scale_and_any_metric_can_be_drawn() -> None:
 
 
 def test_they_can_be_written(tmp_path: Path) -> None:
-    figures = [plane_figure(PLANE), heat_figure({"": compared(0)}), spectrum_figure(compared(0))]
+    figures = [plane_figure(PLANE), input_figure(INPUTS), heat_figure({"": compared(0)}), spectrum_figure(compared(0))]
     for number, figure in enumerate([*figures, alignment_figure({"": {"one": compared(0)}})]):
         figure.savefig(tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").stat().st_size > 1000
