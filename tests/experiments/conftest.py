@@ -21,8 +21,8 @@ def write_idx(path: Path, values: Tensor) -> None:
 @pytest.fixture
 def digits(tmp_path: Path) -> Path:
     """700 and 31 random images in idx files, one pair of which is compressed."""
-    folder = tmp_path / "digits"
-    folder.mkdir()
+    folder = tmp_path / "data" / "mnist"
+    folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     for split, count, suffix in (("train", 700, ".gz"), ("t10k", 31, "")):
         images = torch.randint(0, 256, (count, 28, 28), generator=generator)
@@ -34,7 +34,7 @@ def digits(tmp_path: Path) -> Path:
 @pytest.fixture
 def cifar(tmp_path: Path) -> Path:
     """250 and 50 random images in pickled batches."""
-    folder = tmp_path / "cifar" / "cifar-10-batches-py"
+    folder = tmp_path / "data" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:

@@ -90,6 +90,7 @@ def _new_axes() -> Axes:
 
 def _legend(ax: Axes, title: str, columns: int) -> None:
     # Below the axes: inside, a curve that is high in the middle and one that is low leave no place free.
+    columns = columns if columns < 4 else 2  # more do not fit beside each other
     small = {"fontsize": "small", "title_fontsize": "small"}
     ax.legend(title=title, ncols=columns, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.24), **small)
 

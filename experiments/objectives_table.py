@@ -1,0 +1,206 @@
+"""Every way of matching on several networks: the loss the midpoint adds to the mean of its ends.
+
+Three seeds give three pairs per network (not independent of each other). Numbers are midpoint test loss minus the mean
+test loss of the ends, in nats; the statistics of batch norm are recomputed before each measurement, of the ends as
+well. Matching sees 1,024 training images without labels, or none; straight-through matching alone sees labels.
+
+    python experiments/objectives_table.py --data DIR --only NETWORK
+
+DIR holds the folders of `collection.py`. Each network has a record of its own; the table and the figure are made of all
+records in `--out`. Expected: matching by weights alone leaves a high barrier on narrow networks with batch norm, where
+activations do far better; "best", which chooses and then polishes by the label-free loss of the midpoint, is at or
+below activation matching on every network, and at half of it or less on the narrow ResNet20.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import onebasin as ob
+from collection import NETS, measured, params_of, read
+from data import Split, batches
+from running import judged, keep, options
+
+NAME = "objectives_table"
+ROWS = {
+    "cifar_resnet20_half": "ResNet20, width 1/2",
+    "cifar_resnet20_half_short": "the same, short training",
+    "cifar_resnet20": "ResNet20, width 1",
+    "cifar_vgg11_quarter": "VGG11, batch norm, width 1/4",
+    "fashion_densenet": "DenseNet",
+    "fashion_mobilenet": "MobileNetV2, width 1/4",
+    "fashion_vgg11_plain": "VGG11, no norm, width 1/4",
+    "mnist_mlp_nobias": "MLP 400-200-100, no biases",
+    "mnist_mlp": "MLP 3x512",
+    "mnist_mlp_short": "the same, 5 epochs",
+}
+INPUTS, STATISTICS = 1024, 2048  # unlabelled training images for matching; those of the batch-norm statistics
+LABELLED, EPOCHS = 5000, 2  # training images with labels, for straight-through matching alone, and passes over them
+
+
+@dataclass
+class Pair:
+    """Two networks to match, and what the methods may look at. The moments are measured once and used by all."""
+
+    model: nn.Module
+    spec: ob.PermutationSpec
+    a: ob.Params
+    b: ob.Params
+    inputs: list[Tensor]
+    labelled: list[Split]
+
+    def __post_init__(self) -> None:
+        real = ob.Activations(self.model, self.inputs)(self.spec, self.a, self.b)
+        drawn = ob.synthetic_batches(self.model, (self.inputs[0][:2],), samples=INPUTS)
+        made = ob.Activations(self.model, drawn, batchnorm=True)(self.spec, self.a, self.b)
+        self.product = ob.ActivationMatching(lambda *_: real)
+        self.correlation = ob.ActivationMatching(lambda *_: real, statistic="correlation")
+        self.synthetic = ob.ActivationMatching(lambda *_: made, statistic="correlation")
+        self.criterion = ob.Criterion(self.model, self.inputs)
+
+    def hybrid(self, mu: float, activations: ob.ActivationMatching | None = None) -> ob.Hybrid:
+        """Return unit-norm weights plus `mu` times the correlations, solved by Frank-Wolfe."""
+        weights = ob.WeightMatching(features="unit", solver="frank-wolfe")
+        return ob.Hybrid(activations or self.correlation, weights, mu)
+
+    def candidates(self) -> tuple[Any, ...]:
+        """Return what the best is chosen from."""
+        hybrids = (self.hybrid(mu) for mu in (1.0, 3.0, 10.0))
+        return ob.WeightMatching(features="unit"), self.product, self.correlation, *hybrids
+
+
+# Name of a column -> the matcher.
+METHODS: dict[str, Callable[[Pair], Any]] = {
+    "weights": lambda pair: ob.WeightMatching(),
+    "weights, unit": lambda pair: ob.WeightMatching(features="unit"),
+    "weights, FW": lambda pair: ob.WeightMatching(solver="frank-wolfe"),
+    "weights, unit, FW": lambda pair: ob.WeightMatching(features="unit", solver="frank-wolfe"),
+    "synthetic correlation": lambda pair: pair.synthetic,
+    "synthetic hybrid 3": lambda pair: pair.hybrid(3.0, pair.synthetic),
+    "activations, product": lambda pair: pair.product,
+    "activations, correlation": lambda pair: pair.correlation,
+    "hybrid 1": lambda pair: pair.hybrid(1.0),
+    "hybrid 3": lambda pair: pair.hybrid(3.0),
+    "hybrid 10": lambda pair: pair.hybrid(10.0),
+    "straight-through (labels)": lambda pair: ob.StraightThrough(pair.model, pair.labelled, epochs=EPOCHS),
+    "best of": lambda pair: ob.BestOf(pair.criterion, pair.candidates()),
+    "best": lambda pair: ob.Polish(pair.criterion, ob.BestOf(pair.criterion, pair.candidates())),
+}
+
+
+def measure(name: str, data: Path, models: Path | None) -> dict[str, Any]:
+    """Run every method on every pair of one network."""
+    net, splits = NETS[name], read(data / NETS[name].data)
+    trained = [params_of(name, data, models, seed) for seed in range(min(3, net.seeds))]
+    ends, model = [params for params, _ in trained], net.make()
+    evaluate, images = ob.classification(batches(splits["test"])), batches(splits["train"], 256, STATISTICS)
+    inputs = [x for x, _ in batches(splits["train"], 256, INPUTS)]
+    spec = ob.permutation_spec(model.eval(), (splits["test"][0][:2],))
+    alone = [measured(model, params, evaluate, images) for params in ends]
+    print(name, *alone, sep="\n", flush=True)
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for i, j in combinations(range(len(ends)), 2):
+        pair = Pair(model, spec, ends[i], ends[j], inputs, batches(splits["train"], 250, LABELLED))
+        base = {metric: (alone[i][metric] + alone[j][metric]) / 2 for metric in ("loss", "accuracy")}
+        for method, make in {"naive": None, **METHODS}.items():
+            begin = time.perf_counter()
+            found = None if make is None else ob.align(spec, ends[i], ends[j], make(pair))
+            seconds, moved = time.perf_counter() - begin, found.permutation.apply(ends[j]) if found else ends[j]
+            middle = measured(model, ob.lerp(ends[i], moved, 0.5), evaluate, images)
+            cell = {"pair": (i, j), "barrier": middle["loss"] - base["loss"], "accuracy": middle["accuracy"]}
+            cell |= {"seconds": seconds, "note": found.note if found else ""}
+            cells.setdefault(method, []).append(cell)
+            print(f"{name} {i}-{j} {method:26} {cell['barrier']:8.4f} {seconds:7.1f} s {cell['note']}", flush=True)
+    return {"ends": alone, "training_cpu_seconds": [seconds for _, seconds in trained], "cells": cells}
+
+
+def barriers(cells: Mapping[str, list[dict[str, Any]]], method: str) -> list[float]:
+    """Return the barrier of every pair."""
+    return [cell["barrier"] for cell in cells[method]]
+
+
+def expectations(name: str, cells: Mapping[str, list[dict[str, Any]]]) -> dict[str, bool]:
+    """Return what was expected of the means."""
+    best, product, correlation = (
+        fmean(barriers(cells, method)) for method in ("best", "activations, product", "activations, correlation")
+    )
+    found = {"best is at or below both kinds of activation matching": best <= min(product, correlation)}
+    if name == "cifar_resnet20_half":
+        found["best is at half of activation matching or less"] = best <= min(product, correlation) / 2
+    return found
+
+
+def kept(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the results of all records in `folder`."""
+    files = {name: folder / f"{NAME}_{name}.json" for name in ROWS}
+    return {
+        name: json.loads(file.read_text(encoding="utf-8"))["results"] for name, file in files.items() if file.exists()
+    }
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a Markdown table: a line per method, a column per network, mean [lowest..highest]."""
+    methods = list(dict.fromkeys(method for found in results.values() for method in found["cells"]))
+    lines = ["| | " + " | ".join(ROWS[name] for name in results) + " |", "|---" * (len(results) + 1) + "|"]
+    for method in methods:
+        row = []
+        for found in results.values():
+            values = barriers(found["cells"], method) if method in found["cells"] else []
+            row.append(f"{fmean(values):.3f} [{min(values):.3f}..{max(values):.3f}]" if values else "")
+        lines.append(f"| {method} | " + " | ".join(row) + " |")
+    ends = (fmean(end["accuracy"] for end in found["ends"]) for found in results.values())
+    return "\n".join([*lines, "| accuracy of the ends | " + " | ".join(f"{100 * one:.1f} %" for one in ends) + " |"])
+
+
+def figure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Return a panel per network with a line per method: every pair as a dot, the mean as a bar."""
+    columns = min(4, len(results))
+    rows = -(-len(results) // columns)
+    drawn = Figure(figsize=(2 + 2.9 * columns, 0.6 + 3.9 * rows), layout="constrained")
+    panels = drawn.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    methods = list(dict.fromkeys(method for found in results.values() for method in found["cells"]))
+    for ax, (name, found) in zip(panels, results.items(), strict=False):
+        means = [fmean(barriers(found["cells"], m)) if m in found["cells"] else 0.0 for m in methods]
+        ax.barh(methods, means, color="#56B4E9", height=0.7)
+        for method in found["cells"]:
+            values = barriers(found["cells"], method)
+            ax.plot(values, [method] * len(values), "o", color="black", markersize=3)
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.set_title(ROWS[name], fontsize="medium", loc="left")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25, axis="x")
+    for ax in panels[len(results) :]:
+        ax.set_axis_off()
+    panels[0].invert_yaxis()
+    drawn.supxlabel("midpoint test loss minus the mean of the ends (nats): bar: mean, dots: pairs", fontsize="medium")
+    return drawn
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train and measure, write a record per network, and table and figure of all."""
+    parser = options(__doc__, data="folder of the folders of the data sets")
+    parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="NAME", help="which")
+    args = parser.parse_args(arguments)
+    settings = {"inputs": INPUTS, "statistics": STATISTICS, "labelled": LABELLED, "straight_through_epochs": EPOCHS}
+    for name in args.only:
+        begin, found = time.perf_counter(), measure(name, args.data, args.models)
+        print(name)
+        found["expected"] = judged(expectations(name, found["cells"]))
+        recipe = {"training": asdict(NETS[name].recipe)}
+        call = f"python experiments/{NAME}.py --data DIR --only {name}{' --models DIR' if args.models else ''}"
+        keep(args.out, f"{NAME}_{name}", call, settings | recipe, found, time.perf_counter() - begin)
+    results = kept(args.out)
+    print(table(results))
+    figure(results).savefig(args.out / f"{NAME}.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

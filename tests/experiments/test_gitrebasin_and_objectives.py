@@ -1,0 +1,72 @@
+"""The scripts on matchers, many models, repair and objectives run from data to record and figure, on tiny networks."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from collection import CIFAR, MNIST, NETS, Net
+from networks import mlp, resnet20, vgg
+from training import Recipe
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+ONE = Recipe(1e-3, epochs=1, batch=100, bf16=False)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks under the names of those that take hours."""
+    small = partial(mlp, widths=(5, 4))
+    for name, seeds in (("mnist_mlp", 5), ("mnist_mlp_part", 3), ("mnist_mlp_short", 3)):
+        monkeypatch.setitem(NETS, name, Net(small, MNIST, ONE, seeds))
+    monkeypatch.setitem(NETS, "cifar_resnet20_half", Net(partial(resnet20, 1 / 8), CIFAR, ONE, 2))
+    monkeypatch.setitem(NETS, "fashion_vgg11_plain", Net(partial(vgg, 11, 1 / 32, None, 3), CIFAR, ONE, 2))
+
+
+def run(name: str, tmp_path: Path, *arguments: str, **changed: int) -> tuple[dict[str, Any], Path]:
+    """Run a script; return its record and where it is."""
+    script = runpy.run_path(str(FOLDER / f"{name}.py"))
+    script["main"].__globals__.update(changed)
+    script["main"]([*arguments, "--out", str(tmp_path / "out"), "--models", str(tmp_path / "models")])
+    files = list((tmp_path / "out").glob("*.json"))
+    assert len(files) == 1
+    assert str(tmp_path) not in files[0].read_text(encoding="utf-8")
+    return json.loads(files[0].read_text(encoding="utf-8")), tmp_path / "out"
+
+
+def test_matchers(digits: Path, tmp_path: Path) -> None:
+    record, out = run("gitrebasin_mnist_matchers", tmp_path, "--data", str(digits), "--epochs", "1", POINTS=3)
+    assert set(record["results"]["curves"]["test"]) == {"naive", "weight", "activation", "straight-through"}
+    assert (out / "gitrebasin_mnist_matchers.png").stat().st_size > 10_000
+
+
+def test_merge_many(digits: Path, tmp_path: Path) -> None:
+    record, out = run("gitrebasin_merge_many", tmp_path, "--data", str(digits), "--members", "3")
+    results = record["results"]
+    assert set(results["five"]) == {*(f"seed {seed}" for seed in range(5)), "mean as is", "merged"}
+    assert len(results["calibration"]["members"]) == 3
+    assert sum(results["calibration"]["ensemble"]["counts"]) == 31 * 10
+    assert (out / "gitrebasin_merge_many.png").stat().st_size > 10_000
+
+
+def test_repair(cifar: Path, tmp_path: Path) -> None:
+    names = ["cifar_resnet20_half", "fashion_vgg11_plain"]
+    record, _ = run("repair_cifar_resnet20", tmp_path, "--data", str(cifar), "--only", *names)
+    residual, plain = (record["results"][name]["mean"] for name in names)
+    recomputed, repaired = (residual[f"permuted, {way}"] for way in ("batch norm recomputed", "REPAIR"))
+    assert recomputed == repaired != residual["permuted"]
+    assert plain["permuted, batch norm recomputed"] == plain["permuted"] != plain["permuted, REPAIR"]
+
+
+def test_objectives(digits: Path, tmp_path: Path) -> None:
+    network, data = "mnist_mlp_short", str(digits.parent)
+    record, out = run("objectives_table", tmp_path, "--data", data, "--only", network, INPUTS=64, LABELLED=250)
+    cells = record["results"]["cells"]
+    assert {len(pairs) for pairs in cells.values()} == {3}
+    assert {"naive", "weights", "activations, correlation", "best of", "best"} <= set(cells)
+    assert (out / "objectives_table.png").stat().st_size > 10_000
