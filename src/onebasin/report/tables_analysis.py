@@ -31,7 +31,7 @@ def distance_table(found: Distance) -> Table:
 
 def vectors_table(naive: Spectrum, matched: Spectrum) -> Table:
     """Return one row per weight: how alike singular values are, R before and after, how many vectors count."""
-    columns = [f">R {label}, γ = {gamma:g}" for label in ("as trained", "matched") for gamma in (0, LARGE)]
+    columns = [f">R {label}\nγ = {gamma:g}" for label in ("as trained", "matched") for gamma in (0, LARGE)]
     shown = new_table("weight", ">values apart", *columns, ">large, of")
     sides = [spectrum.at(gamma) for spectrum in (naive, matched) for gamma in (0.0, LARGE)]
     alone, counts = [side.layer_alignment for side in sides], sides[-1].counts
@@ -58,7 +58,7 @@ def sweep_table(spectra: Mapping[str, Spectrum], gammas: Sequence[float]) -> Tab
 
 def taylor_table(estimates: Mapping[str, Taylor], barriers: Mapping[str, float]) -> Table:
     """Return one row per model: both forms of the estimate at the midpoint, and the barrier where it was measured."""
-    shown = new_table("at the midpoint", *(f">Taylor, {form}" for form in FORMS), ">measured")
+    shown = new_table("at the midpoint", *(f">Taylor, {form}" for form in FORMS), ">measured by --eval")
     for name, found in estimates.items():
         truth = f"{barriers[name]:.4f}" if name in barriers else "-"
         add(shown, tail(name, NAME), *(f"{found.barrier(form):.4f}" for form in FORMS), truth)
