@@ -49,6 +49,10 @@ class CoordinateDescent:
         rises (by more than 1e-12 of its scale); the paper takes it in any case and compares float32 sums with a
         tolerance below their rounding. So the objective never decreases and the method ends by itself in any dtype.
         (2) A group is solved again only when a group it depends on has changed: nothing else can change its solution.
+        (3) Gain matrices are kept, and get only the difference of the columns that other groups have moved since
+        (`KeptGains`); one that many such updates have worn is computed anew before the end. Where rounding could decide
+        whether an assignment is better, that is computed from the tensors in float64. Each assignment starts from the
+        one found last for its group.
     """
 
     seed: int = 0

@@ -14,7 +14,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from onebasin.matching.products import Budget, Product, Roles
+from onebasin.matching.products import Budget, Product, Roles, outermost_first
 from onebasin.matching.terms import Dim, Labelled, Term, new, old
 from onebasin.params import compute_dtype
 from onebasin.permutation import Permutation
@@ -127,7 +127,6 @@ class KeptGains:
         constants: gains on these dimensions that nothing changes.
         products: all other terms.
         budget: of what is held for speed.
-        again: whether the matrix will be asked for again.
     """
 
     def __init__(
@@ -249,11 +248,7 @@ class FamilyGains:
             if roles is not None:
                 products.setdefault(roles.units, []).append(Product(term, roles, budget))
             elif not term.b.dims and term.unmoved.keys() <= family:
-                units = tuple(
-                    sorted(
-                        (dim for dim in term.a.dims if dim.new), key=lambda dim: len(spec.parents.get(dim.group, ()))
-                    )
-                )
+                units = outermost_first(spec, (dim for dim in term.a.dims if dim.new))
                 constants.setdefault(units, []).append(term)
             else:
                 self.rest.append(term)

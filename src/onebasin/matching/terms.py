@@ -23,7 +23,7 @@ from onebasin.layout import Axes
 from onebasin.params import compute_dtype
 from onebasin.spec import PermutationSpec
 
-# Elements that are converted to float64 at a time when a value is summed up: they stay in the cache (10 times faster).
+# Elements that are converted to float64 at a time when a value is summed up: they stay in the cache (6 times faster).
 CHUNK = 1 << 16
 
 
