@@ -7,7 +7,9 @@ the line, with the midpoint below both ends; activation matching to be near zero
     python experiments/gitrebasin_mnist_matchers.py --data DIR
 
 DIR holds the four idx files. Straight-through matching makes `--epochs` passes over the 60,000 images in batches of
-1,000 (the paper's code: 250), each batch with a weight matching of its own.
+1,000 (the paper's code: 250), each batch with a weight matching of its own. It begins with what weight matching finds,
+and at the paper's rate of 0.01 the gradients of networks whose loss is zero may never move it; the record says how many
+units it places elsewhere. A later recipe has a rate of 0.5, batches of 500 and weight decay.
 """
 
 import time
@@ -23,13 +25,17 @@ from training import trained
 
 NAME = "gitrebasin_mnist_matchers"
 SEEDS, POINTS, BATCH = (0, 1), 25, 1000
-# Second differences of a curve may be this far below zero (nats) and count as convex: the test set's own noise.
-CONVEX = 1e-3
 
 
 def dent(curve: ob.Curve) -> float:
     """Return the lowest second difference of the loss along the path: not negative where the curve is convex."""
     return torch.tensor(curve.loss, dtype=torch.float64).diff(n=2).min().item()
+
+
+def elsewhere(one: ob.Permutation, other: ob.Permutation) -> float:
+    """Return the share of units that two permutations place differently."""
+    different = [(one.indices[name] != index).double() for name, index in other.indices.items()]
+    return torch.cat(different).mean().item()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,6 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
         "weight": ob.WeightMatching(),
         "activation": ob.ActivationMatching(ob.Activations(model, train)),
         "straight-through": ob.StraightThrough(model, train, epochs=args.epochs),
+        "straight-through, rate 0.5": ob.StraightThrough(
+            model, batches(data["train"], 500), epochs=args.epochs, rate=0.5, weight_decay=1e-4
+        ),
     }
     found = {name: ob.align(spec, a, b, matcher) for name, matcher in matchers.items()}
     ends = {"naive": b, **{name: one.permutation.apply(b) for name, one in found.items()}}
@@ -60,12 +69,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     test, train_curves = curves["test"], curves["train"]
     expected = {
-        f"{name}: test loss is convex, midpoint below both ends": dent(test[name]) > -CONVEX
+        f"{name}: test loss is convex, midpoint below both ends": dent(test[name]) >= 0
         and test[name].loss[POINTS // 2] < min(test[name].loss[0], test[name].loss[-1])
         for name in ("weight", "straight-through")
     }
     expected |= {
-        "all three: train loss barrier below 0.02 nats": max(train_curves[name].barrier() for name in found) < 0.02,
+        "all: train loss barrier below 0.02 nats": max(train_curves[name].barrier() for name in found) < 0.02,
         "activation matching is a little worse at the midpoint of the test loss": test["activation"].barrier("midpoint")
         > max(test[name].barrier("midpoint") for name in ("weight", "straight-through")),
         "naive: test loss has a barrier": test["naive"].barrier("chord") > 0.1,
@@ -78,6 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
     }
     results = {
         "expected": judged(expected),
+        "units_placed_other_than_by_weights": {
+            name: elsewhere(one.permutation, found["weight"].permutation) for name, one in found.items()
+        },
         "alignments": {name: one.to_json() for name, one in found.items()},
         "lowest_second_difference": {name: dent(curve) for name, curve in test.items()},
         "curves": {name: {path: curve.to_json() for path, curve in rows.items()} for name, rows in curves.items()},

@@ -41,7 +41,8 @@ def run(name: str, tmp_path: Path, *arguments: str, **changed: int) -> tuple[dic
 
 def test_matchers(digits: Path, tmp_path: Path) -> None:
     record, out = run("gitrebasin_mnist_matchers", tmp_path, "--data", str(digits), "--epochs", "1", POINTS=3)
-    assert set(record["results"]["curves"]["test"]) == {"naive", "weight", "activation", "straight-through"}
+    names = {"naive", "weight", "activation", "straight-through", "straight-through, rate 0.5"}
+    assert set(record["results"]["curves"]["test"]) == names
     assert (out / "gitrebasin_mnist_matchers.png").stat().st_size > 10_000
 
 
