@@ -32,16 +32,18 @@ class Kind(Enum):
 class Term:
     """`size` positions, and what has been learnt about them.
 
-    `why` is set on a frozen leaf. `views` are the reshapes that split this factor off. `chooses` are axes of which each
+    `why` is set on a frozen leaf, and `mixed` if an operation moves or combines its positions, so that they are not the
+    same ones wherever it stands. `views` are the reshapes that split this factor off. `chooses` are axes of which each
     position here has picked one position, as the top-k axis of a router does of the experts.
     """
 
-    __slots__ = ("_link", "chooses", "kids", "kind", "size", "views", "why")
+    __slots__ = ("_link", "chooses", "kids", "kind", "mixed", "size", "views", "why")
 
     def __init__(self, size: int, kind: Kind = Kind.LEAF, kids: Sequence[Term] = (), why: str | None = None) -> None:
         self.size, self.kind, self.kids, self.why = size, kind, list(kids), why
         self.views: set[tuple[str, int]] = set()
         self.chooses: list[Term] = []
+        self.mixed = False
         self._link: Term | None = None
 
     def root(self) -> Term:
@@ -55,6 +57,9 @@ class Term:
 
     def become(self, kind: Kind, kids: Sequence[Term]) -> None:
         """Turn this leaf into a sum or product of `kids`."""
+        if self.mixed:
+            for kid in kids:
+                freeze(kid, self.why or "")
         self.kind, self.kids, self.why = kind, list(kids), None
 
     def link(self, other: Term) -> None:
@@ -62,6 +67,7 @@ class Term:
         if self is not other:
             other.views |= self.views
             other.chooses += self.chooses
+            other.mixed |= self.mixed
             self._link, self.kids = other, []
 
     def __repr__(self) -> str:
@@ -133,10 +139,11 @@ def leaves(term: Term) -> Iterator[Term]:
             yield from leaves(kid)
 
 
-def freeze(term: Term, why: str) -> None:
-    """Freeze every leaf of `term` that is still free."""
+def freeze(term: Term, why: str, mixed: bool = True) -> None:
+    """Freeze every leaf of `term` that is still free; `mixed` unless each position stays what it is."""
     for node in leaves(term):
         node.why = node.why or why
+        node.mixed |= mixed
 
 
 def split_sum(term: Term, sizes: Sequence[int]) -> list[Term]:
@@ -216,7 +223,7 @@ def unify(one: Term, other: Term) -> Term:
         if a.kind is not Kind.LEAF:
             a, b = b, a
         if a.why:
-            freeze(b, a.why)
+            freeze(b, a.why, a.mixed)
         a.link(b)
     elif Kind.INTERLEAVE in (a.kind, b.kind):
         _unify_interleaved(a, b)

@@ -116,7 +116,7 @@ class _Walk:
             value = value.collapse()
         if isinstance(value, Abstract):
             for term in (*value.axes, *([value.meaning.axis] if value.meaning else [])):
-                freeze(term, "model output")
+                freeze(term, "model output", mixed=False)
 
     def _step(self, node: fx.Node, env: dict[fx.Node, Value], module: torch.nn.Module) -> None:
         if node.op == "get_attr":

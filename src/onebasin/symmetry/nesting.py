@@ -61,7 +61,8 @@ def _present_everywhere(tensors: Iterable[Sequence[Term]], known: Mapping[int, T
 
 
 def _may_be_parent(leaf: Term) -> bool:
-    return leaf.why is None or leaf.size <= MAX_FROZEN_PARENT
+    """Say whether other units may have an order of their own for each position of `leaf`."""
+    return leaf.why is None or (leaf.size <= MAX_FROZEN_PARENT and not leaf.mixed)
 
 
 def _distinct(tensors: Iterable[Sequence[Term]]) -> Iterator[list[Term]]:

@@ -50,6 +50,20 @@ CASES: dict[str, tuple[Body, int, int, tuple[int, ...], list[int]]] = {
     "differences of neighbours": (lambda m, x: x.diff(dim=1), 5, 4, (1,), []),
     "a cumulative sum": (lambda m, x: x.cumsum(1), 5, 5, (1,), []),
     "a cumulative sum over others": (lambda m, x: x.cumsum(0), 5, 5, (1,), [5]),
+    "a cumulative sum over heads": (
+        lambda m, x: F.prelu(x.view(4, 3, 5), m.weight).cumsum(1).flatten(1), 15, 15, (3,), [5],
+    ),
+    "a flip of heads": (lambda m, x: F.prelu(x.view(4, 3, 5), m.weight).flip(1).flatten(1), 15, 15, (3,), [5]),
+    "fixed heads": (
+        lambda m, x: (x.view(4, 3, 5) * torch.arange(1.0, 4.0).view(3, 1)).flatten(1), 15, 15, (1,), [5, 5, 5],
+    ),
+    "fixed heads, looked up in another order": (
+        lambda m, x: (x.view(4, 3, 5) + x.view(4, 3, 5)[:, torch.tensor([1, 2, 0])]).flatten(1), 15, 15, (1,), [5],
+    ),
+    "fixed heads, written in another order": (
+        lambda m, x: torch.zeros(4, 3, 5).index_copy(1, torch.tensor([1, 2, 0]), x.view(4, 3, 5)).flatten(1),
+        15, 15, (1,), [5],
+    ),
     "tensordot": (lambda m, x: torch.tensordot(x, m.weight, ([1], [0])), 5, 7, (5, 7), [7, 5]),
     "tensordot over two axes": (
         lambda m, x: torch.tensordot(x.unsqueeze(1) * x.unsqueeze(2), m.weight, ([1, 2], [1, 0])),
