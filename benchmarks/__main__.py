@@ -1,31 +1,42 @@
-"""Run the benchmarks: `make bench`, or `make bench ARGS="--json FILE"`.
+"""Run the benchmarks: `make bench`, or `make bench ARGS="--only weight_matching --large --json FILE"`.
 
 Each row is a ratio: the median CPU time of what onebasin does over that of a reference in the same process, on the same
-input, after one run to warm up. Seconds are printed beside it for orientation; they are those of the machine at hand.
+input, after one run to warm up. Amounts are printed beside it for orientation; they are those of the machine at hand.
 """
 
 import argparse
 import json
+import time
 from pathlib import Path
 
-import onebasin as ob
-from benchmarks import discovery, matching, path
+import torch
 
-BENCHMARKS = (discovery.run, matching.run, path.run)
+import onebasin as ob
+from benchmarks import discovery, matching, path, weight_matching
+
+BENCHMARKS = {
+    "discovery": discovery.run,
+    "matching": matching.run,
+    "weight_matching": weight_matching.run,
+    "path": path.run,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=BENCHMARKS, nargs="+", default=list(BENCHMARKS))
+    parser.add_argument("--large", action="store_true", help="those that take minutes, too")
     parser.add_argument("--json", type=Path, help="write a record of the run here")
     args = parser.parse_args()
-    rows = []
-    for benchmark in BENCHMARKS:
-        for row in benchmark():
+    torch.set_num_threads(1)
+    begun, rows = time.process_time(), []
+    for name in args.only:
+        for row in BENCHMARKS[name](args.large):
             rows.append(row)
-            print(f"{row.what:62s} {row.seconds:9.4f} s   {row.ratio:8.3f} x {row.reference}", flush=True)
+            print(row, flush=True)
     if args.json:
-        results = {"rows": [row._asdict() for row in rows]}
-        made = ob.record("make bench", {}, results, sum(row.seconds for row in rows))
+        options = {"only": args.only, "large": args.large}
+        made = ob.record("make bench", options, {"rows": [r._asdict() for r in rows]}, time.process_time() - begun)
         args.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 

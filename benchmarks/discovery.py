@@ -43,7 +43,7 @@ def resnet50() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(given, 1000)).eval()
 
 
-def run() -> Iterator[Row]:
+def run(large: bool = False) -> Iterator[Row]:
     with torch.device("meta"):
         model, inputs = resnet50(), (torch.empty(2, 3, 224, 224),)
     exporting: list[float] = []

@@ -12,7 +12,7 @@ from benchmarks.timing import Row, compared
 WIDTH = 512
 
 
-def run() -> Iterator[Row]:
+def run(large: bool = False) -> Iterator[Row]:
     torch.manual_seed(0)
     sizes = (784, WIDTH, WIDTH, WIDTH, 10)
     layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]

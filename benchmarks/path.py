@@ -11,7 +11,7 @@ from benchmarks.timing import Row, compared
 POINTS = 11
 
 
-def run() -> Iterator[Row]:
+def run(large: bool = False) -> Iterator[Row]:
     torch.manual_seed(0)
     convs = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()]
     model = nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
