@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from onebasin.matching import Alignment as Alignment
     from onebasin.matching import BestOf as BestOf
     from onebasin.matching import CoordinateDescent as CoordinateDescent
+    from onebasin.matching import Covariance as Covariance
     from onebasin.matching import Criterion as Criterion
     from onebasin.matching import FrankWolfe as FrankWolfe
     from onebasin.matching import Hybrid as Hybrid
@@ -109,6 +110,7 @@ _HOME = {
     "BestOf": "matching",
     "Criterion": "matching",
     "Hybrid": "matching",
+    "Covariance": "matching",
     "CoordinateDescent": "matching",
     "FrankWolfe": "matching",
     "align": "matching.align",

@@ -5,6 +5,7 @@ from onebasin.matching.align import align
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
 from onebasin.matching.coordinate_descent import CoordinateDescent
 from onebasin.matching.criterion import BestOf, Criterion
+from onebasin.matching.features import Covariance, Features
 from onebasin.matching.frank_wolfe import FrankWolfe
 from onebasin.matching.hybrid import Hybrid
 from onebasin.matching.objective import Feature, Objective
@@ -19,8 +20,10 @@ __all__ = [
     "BestOf",
     "Certificate",
     "CoordinateDescent",
+    "Covariance",
     "Criterion",
     "Feature",
+    "Features",
     "FrankWolfe",
     "Hybrid",
     "Matcher",

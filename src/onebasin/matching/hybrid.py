@@ -34,7 +34,7 @@ class Hybrid:
 
     Args:
         activations: where the gains R come from; `ActivationMatching(..., statistic="correlation")` is meant.
-        weights: which features, and the solver that maximises the sum.
+        weights: which features ("unit" or `Covariance` is meant), and the solver that maximises the sum.
         mu: weight of the activations. In a study of small networks 1, 3 and 10 did about equally well.
 
     Differs: no paper has it; it is the sum of the objectives of ainsworth2023, sections 3.1 and 3.2, each normalised.
@@ -50,7 +50,7 @@ class Hybrid:
         """Return the sum."""
         found = self.activations.objective(spec, params_a, params_b, progress)
         shares = {name: gain * (self.mu / math.prod(spec.index_shape(name))) for name, gain in found.gains.items()}
-        return self.weights.objective(spec, params_a, params_b) + Objective(spec, found.features, shares)
+        return self.weights.objective(spec, params_a, params_b, progress) + Objective(spec, found.features, shares)
 
     def match(
         self,

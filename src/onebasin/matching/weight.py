@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onebasin.matching.alignment import Alignment, Matcher
 from onebasin.matching.coordinate_descent import CoordinateDescent
-from onebasin.matching.features import FeatureName, features_of
+from onebasin.matching.features import FeatureName, Features, features_of
 from onebasin.matching.objective import Objective
 from onebasin.matching.solvers import Solver, SolverName, solver_of
 from onebasin.params import Params
@@ -28,7 +28,8 @@ class WeightMatching:
         faq_steps: for groups that stand on two axes of one tensor (recurrent layers); see `CoordinateDescent`.
         solver: "coordinate-descent" (the paper's), or "frank-wolfe", which reaches more at some four times the cost; in
             Python also a solver with settings of its own, as `FrankWolfe(steps=100)`, which then count alone.
-        features: "raw" (the paper's): the weights themselves; "unit": every tensor counts alike, whatever its norm.
+        features: "raw" (the paper's): the weights themselves; "unit": every tensor counts alike, whatever its norm; in
+            Python also `Covariance(...)`, which weighs them by what they see of data.
 
     Source: ainsworth2023, section 3.2 and Alg. 1.
     Differs: see `CoordinateDescent`.
@@ -38,11 +39,13 @@ class WeightMatching:
     max_sweeps: int = 100
     faq_steps: int = 30
     solver: SolverName | Solver = "coordinate-descent"
-    features: FeatureName = "raw"
+    features: FeatureName | Features = "raw"
 
-    def objective(self, spec: PermutationSpec, params_a: Params, params_b: Params) -> Objective:
+    def objective(
+        self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress = silent
+    ) -> Objective:
         """Return the objective, with the weights as features."""
-        return Objective(spec, features_of(self.features, spec, params_a, params_b))
+        return Objective(spec, features_of(self.features, spec, params_a, params_b, progress))
 
     def solve(self, objective: Objective, start: Permutation, matcher: Matcher, progress: Progress) -> Alignment:
         """Maximise any objective with the solver chosen here; `matcher` is noted in the result."""
@@ -58,4 +61,4 @@ class WeightMatching:
         progress: Progress = silent,
     ) -> Alignment:
         """Maximise the objective from `start` on."""
-        return self.solve(self.objective(spec, params_a, params_b), start, self, progress)
+        return self.solve(self.objective(spec, params_a, params_b, progress), start, self, progress)
