@@ -101,7 +101,9 @@ def train(name: str, make: Callable[[], nn.Module], split: Split, recipe: Recipe
         chosen = torch.randperm(len(images), generator=random)[: round(recipe.share * len(images))]
         images, labels = images[chosen], labels[chosen]
     if recipe.optimizer == "adam":
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), lr=recipe.rate, fused=True)
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            model.parameters(), lr=recipe.rate, weight_decay=recipe.decay, fused=True
+        )
     else:
         optimizer = torch.optim.SGD(
             model.parameters(), lr=recipe.rate, momentum=0.9, weight_decay=recipe.decay, nesterov=True, fused=True

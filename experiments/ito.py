@@ -1,0 +1,202 @@
+"""What the experiments on Ito et al. (ito2025) share: networks of several seeds, ways to match them, what is measured.
+
+`--data` names the folder that holds the folders of the data sets, `--net` one of `NETS`.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import nn
+
+import onebasin as ob
+from collection import FASHION, MNIST, Net, read
+from collection import NETS as SHARED
+from data import Split, batches
+from networks import mlp
+from running import command, keep, options
+from training import Recipe, trained
+
+MLP = Recipe(rate=1e-3, epochs=5)
+NETS = {
+    "ito_mnist_mlp": Net(mlp, MNIST, MLP, 5),
+    "ito_fashion_mlp": Net(mlp, FASHION, MLP, 5),
+    **{name: net for name, net in SHARED.items() if net.seeds <= 5},
+}
+GAMMAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
+CALIBRATION = 5000  # training images whose statistics batch norm gets, and on which such a network's loss is measured
+Method = Callable[["Lab", ob.Params, ob.Params], ob.Params]
+
+
+@dataclass(frozen=True, eq=False)
+class Lab:
+    """Networks of one architecture trained from several seeds, and the means to compare them.
+
+    Args:
+        model: the architecture.
+        spec: its permutations.
+        params: weights, one set a seed.
+        splits: "train" and "test", as they are evaluated.
+        statistics: batches for the statistics of batch norm, which are recomputed before every evaluation; None without
+            batch norm.
+    """
+
+    model: nn.Module
+    spec: ob.PermutationSpec
+    params: list[ob.Params]
+    splits: Mapping[str, Split]
+    statistics: list[Split] | None
+
+    def tuples(self, size: int) -> Iterator[list[ob.Params]]:
+        """Yield one tuple of networks a seed: that of the seed and of those after it, round in a circle."""
+        count = len(self.params)
+        for first in range(count if count > 2 else 1):
+            yield [self.params[(first + step) % count] for step in range(size)]
+
+    def evaluation(self, split: str, limit: int | None = None) -> Any:
+        """Return the evaluation on a split, or on its first `limit` images."""
+        return ob.classification(batches(self.splits[split], 2500, limit))
+
+    def curve(self, a: ob.Params, b: ob.Params, split: str = "test", points: int = 3) -> ob.Curve:
+        """Measure the line from a to b."""
+        evaluate = self.evaluation(split)
+        return ob.evaluate_path(self.model, a, b, evaluate, points, batchnorm_batches=self.statistics)
+
+
+def lab_of(args: argparse.Namespace) -> Lab:
+    """Read the data, train what is not yet there, and find the permutations."""
+    net = NETS[args.net]
+    data, recipe = read(args.data / net.data), replace(net.recipe, epochs=args.epochs or net.recipe.epochs)
+    params = [
+        trained(args.net, net.make, data["train"], recipe, seed, args.models)[0]
+        for seed in range(args.seeds or net.seeds)
+    ]
+    model = net.make()
+    normed = any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
+    train, test = data["train"], data["test"]
+    if normed:
+        train = (train[0][:CALIBRATION], train[1][:CALIBRATION])
+    spec = ob.permutation_spec(model, (test[0][:2],))
+    return Lab(model, spec, params, {"train": train, "test": test}, batches(train, 500) if normed else None)
+
+
+def as_trained(lab: Lab, a: ob.Params, b: ob.Params) -> ob.Params:
+    """Leave b as it is."""
+    return b
+
+
+def weight_matching(lab: Lab, a: ob.Params, b: ob.Params, seed: int = 0) -> ob.Params:
+    """Move b by weight matching."""
+    return ob.align(lab.spec, a, b, ob.WeightMatching(seed=seed)).permutation.apply(b)
+
+
+def activation_matching(lab: Lab, a: ob.Params, b: ob.Params) -> ob.Params:
+    """Move b by activation matching on the training images."""
+    measure = ob.Activations(lab.model, batches(lab.splits["train"], 1000))
+    return ob.align(lab.spec, a, b, ob.ActivationMatching(measure)).permutation.apply(b)
+
+
+@dataclass(frozen=True)
+class StraightThrough:
+    """The straight-through estimator by a recipe; see `onebasin.StraightThrough`.
+
+    Args:
+        size: of a batch.
+        settings: of the matcher.
+    """
+
+    size: int
+    settings: Mapping[str, Any]
+
+    def __call__(self, lab: Lab, a: ob.Params, b: ob.Params) -> ob.Params:
+        """Move b so that the midpoint has a low training loss."""
+        train = batches(lab.splits["train"], self.size)
+        return ob.align(lab.spec, a, b, ob.StraightThrough(lab.model, train, **self.settings)).permutation.apply(b)
+
+
+def ste_recipes(epochs: int) -> dict[str, StraightThrough]:
+    """Return the two recipes of later code by the paper's group: `epochs` passes each (10 and 100 there)."""
+    adam = {"optimizer": "adam", "rate": 1e-3, "epochs": epochs, "keep": "last"}
+    sgd = {"rate": 0.5, "weight_decay": 1e-4, "epochs": epochs, "keep": "best"}
+    return {"STE, Adam 1e-3": StraightThrough(256, adam), "STE, SGD 0.5": StraightThrough(500, sgd)}
+
+
+def measured(lab: Lab, a: ob.Params, b: ob.Params, moved: ob.Params, splits: Iterable[str] = ("test", "train")) -> dict:
+    """Measure one pair: barriers at the midpoint, L2 reduction in percent, R for all and for the large vectors."""
+    found = ob.spectrum(lab.spec, a, moved, 0.0)
+    return {
+        **{f"barrier, {split}": lab.curve(a, moved, split).barrier("midpoint") for split in splits},
+        "reduction %": ob.distance(lab.spec, a, b, moved).reduction,
+        **{f"R {gamma:g}": found.at(gamma).alignment for gamma in (0.0, 0.3)},
+    }
+
+
+def compared(lab: Lab, methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
+    """Measure every pair of seeds under every method, and print mean and deviation."""
+    rows: dict[str, list[dict]] = {name: [] for name in methods}
+    for a, b in lab.tuples(2):
+        for name, method in methods.items():
+            begin = time.perf_counter()
+            rows[name].append(measured(lab, a, b, method(lab, a, b)))
+            print(f"{name}: {rows[name][-1]} ({time.perf_counter() - begin:.1f} s)", flush=True)
+    return show({name: gathered(found) for name, found in rows.items()})
+
+
+def spread(values: Iterable[float]) -> dict[str, Any]:
+    """Return mean, standard deviation (n - 1) and the values."""
+    values = [float(value) for value in values]
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "values": values,
+    }
+
+
+def gathered(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Turn one row a trial into the spread of every quantity."""
+    return {key: spread(row[key] for row in rows) for key in rows[0]}
+
+
+def show(table: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Print spreads as a table, one row a name; return them."""
+    keys = list(dict.fromkeys(key for row in table.values() for key in row))
+    width = max(map(len, table))
+    print(f"{'':{width}}  " + "  ".join(f"{key:>17}" for key in keys))
+    for name, row in table.items():
+        cells = [f"{row[key]['mean']:8.4f} ± {row[key]['std']:.4f}" if key in row else "" for key in keys]
+        print(f"{name:{width}}  " + "  ".join(f"{cell:>17}" for cell in cells), flush=True)
+    return {name: dict(row) for name, row in table.items()}
+
+
+# An experiment returns its results, and figures by the name that is added to the file's.
+Experiment = Callable[[Lab, argparse.Namespace], tuple[dict[str, Any], dict[str, Figure]]]
+
+
+def parser_of(about: str | None, ste: bool = False) -> argparse.ArgumentParser:
+    """Return the options that all of these scripts have; `ste` adds that of the straight-through estimator."""
+    parser = options(about, data="folder of the folders of the data sets")
+    parser.add_argument("--net", choices=list(NETS), default="ito_mnist_mlp", help="which networks")
+    parser.add_argument("--seeds", type=int, help="how many; default: all that the net is trained with")
+    parser.add_argument("--epochs", type=int, help="of training; default: the net's recipe")
+    if ste:
+        parser.add_argument(
+            "--ste-epochs", type=int, default=2, help="passes of the estimator over the training images"
+        )
+    return parser
+
+
+def run(name: str, parser: argparse.ArgumentParser, experiment: Experiment, arguments: list[str] | None = None) -> None:
+    """Do an experiment on one net, and keep its record and figures under the name of both."""
+    args = parser.parse_args(arguments)
+    lab = lab_of(args)
+    begin, name_of_net = time.perf_counter(), args.net.removeprefix("ito_")
+    results, figures = experiment(lab, args)
+    settings = {"net": args.net, "seeds": len(lab.params), **asdict(NETS[args.net].recipe)}
+    settings |= {"epochs": args.epochs} if args.epochs else {}
+    keep(args.out, f"{name}_{name_of_net}", command(name, parser, args), settings, results, time.perf_counter() - begin)
+    for suffix, figure in figures.items():
+        figure.savefig(args.out / f"{name}_{name_of_net}{suffix}.png", dpi=100)
