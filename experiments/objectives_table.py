@@ -14,7 +14,7 @@ below activation matching on every network, and at half of it or less on the nar
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import onebasin as ob
 from collection import NETS, measured, params_of, read
 from data import Split, batches
-from running import judged, keep, options
+from running import bars, judged, keep, options
 
 NAME = "objectives_table"
 ROWS = {
@@ -96,8 +96,8 @@ METHODS: dict[str, Callable[[Pair], Any]] = {
 }
 
 
-def measure(name: str, data: Path, models: Path | None) -> dict[str, Any]:
-    """Run every method on every pair of one network."""
+def measure(name: str, methods: Sequence[str], data: Path, models: Path | None) -> dict[str, Any]:
+    """Run `methods` on every pair of one network."""
     net, splits = NETS[name], read(data / NETS[name].data)
     trained = [params_of(name, data, models, seed) for seed in range(min(3, net.seeds))]
     ends, model = [params for params, _ in trained], net.make()
@@ -110,9 +110,9 @@ def measure(name: str, data: Path, models: Path | None) -> dict[str, Any]:
     for i, j in combinations(range(len(ends)), 2):
         pair = Pair(model, spec, ends[i], ends[j], inputs, batches(splits["train"], 250, LABELLED))
         base = {metric: (alone[i][metric] + alone[j][metric]) / 2 for metric in ("loss", "accuracy")}
-        for method, make in {"naive": None, **METHODS}.items():
+        for method in ("naive", *methods):
             begin = time.perf_counter()
-            found = None if make is None else ob.align(spec, ends[i], ends[j], make(pair))
+            found = ob.align(spec, ends[i], ends[j], METHODS[method](pair)) if method != "naive" else None
             seconds, moved = time.perf_counter() - begin, found.permutation.apply(ends[j]) if found else ends[j]
             middle = measured(model, ob.lerp(ends[i], moved, 0.5), evaluate, images)
             cell = {"pair": (i, j), "barrier": middle["loss"] - base["loss"], "accuracy": middle["accuracy"]}
@@ -129,6 +129,8 @@ def barriers(cells: Mapping[str, list[dict[str, Any]]], method: str) -> list[flo
 
 def expectations(name: str, cells: Mapping[str, list[dict[str, Any]]]) -> dict[str, bool]:
     """Return what was expected of the means."""
+    if "best" not in cells:
+        return {}
     best, product, correlation = (
         fmean(barriers(cells, method)) for method in ("best", "activations, product", "activations, correlation")
     )
@@ -161,41 +163,32 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def figure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Return a panel per network with a line per method: every pair as a dot, the mean as a bar."""
-    columns = min(4, len(results))
-    rows = -(-len(results) // columns)
-    drawn = Figure(figsize=(2 + 2.9 * columns, 0.6 + 3.9 * rows), layout="constrained")
-    panels = drawn.subplots(rows, columns, squeeze=False, sharey=True).flatten()
-    methods = list(dict.fromkeys(method for found in results.values() for method in found["cells"]))
-    for ax, (name, found) in zip(panels, results.items(), strict=False):
-        means = [fmean(barriers(found["cells"], m)) if m in found["cells"] else 0.0 for m in methods]
-        ax.barh(methods, means, color="#56B4E9", height=0.7)
-        for method in found["cells"]:
-            values = barriers(found["cells"], method)
-            ax.plot(values, [method] * len(values), "o", color="black", markersize=3)
-        ax.axvline(0, color="black", linewidth=0.8)
-        ax.set_title(ROWS[name], fontsize="medium", loc="left")
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.25, axis="x")
-    for ax in panels[len(results) :]:
-        ax.set_axis_off()
-    panels[0].invert_yaxis()
-    drawn.supxlabel("midpoint test loss minus the mean of the ends (nats): bar: mean, dots: pairs", fontsize="medium")
-    return drawn
+    """Return a panel per network with a line per method."""
+    panels = {
+        ROWS[name]: {method: barriers(found["cells"], method) for method in found["cells"]}
+        for name, found in results.items()
+    }
+    return bars(panels, "midpoint test loss minus the mean of the ends (nats): bar: mean, dots: pairs")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train and measure, write a record per network, and table and figure of all."""
     parser = options(__doc__, data="folder of the folders of the data sets")
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="NAME", help="which")
+    parser.add_argument("--skip", nargs="+", choices=list(METHODS), default=[], metavar="METHOD", help="leave out")
     args = parser.parse_args(arguments)
+    methods = [method for method in METHODS if method not in args.skip]
     settings = {"inputs": INPUTS, "statistics": STATISTICS, "labelled": LABELLED, "straight_through_epochs": EPOCHS}
     for name in args.only:
-        begin, found = time.perf_counter(), measure(name, args.data, args.models)
+        begin, found = time.perf_counter(), measure(name, methods, args.data, args.models)
         print(name)
         found["expected"] = judged(expectations(name, found["cells"]))
         recipe = {"training": asdict(NETS[name].recipe)}
-        call = f"python experiments/{NAME}.py --data DIR --only {name}{' --models DIR' if args.models else ''}"
+        call = " ".join(
+            [f"python experiments/{NAME}.py --data DIR --only {name}"]
+            + (["--skip", *(f"'{method}'" for method in args.skip)] if args.skip else [])
+            + (["--models DIR"] if args.models else [])
+        )
         keep(args.out, f"{NAME}_{name}", call, settings | recipe, found, time.perf_counter() - begin)
     results = kept(args.out)
     print(table(results))

@@ -22,7 +22,7 @@ from typing import Any
 import onebasin as ob
 from collection import NETS, measured, params_of, read
 from data import batches
-from running import command, judged, keep, options
+from running import bars, command, judged, keep, options
 
 NAME = "repair_cifar_resnet20"
 NETWORKS = ("cifar_resnet20_half", "cifar_resnet20", "fashion_vgg11_plain")
@@ -45,7 +45,7 @@ def merged(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train, match, measure every midpoint, write the record."""
+    """Train, match, measure every midpoint, write record and figure."""
     parser = options(__doc__, data="folder of the folders of the data sets")
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME", help="which")
     args = parser.parse_args(arguments)
@@ -91,6 +91,12 @@ def main(arguments: list[str] | None = None) -> None:
     training = {name: asdict(NETS[name].recipe) for name in args.only}
     settings = {"matching": MATCHING, "statistics": STATISTICS, "training": training, "published": PUBLISHED}
     keep(args.out, NAME, command(NAME, parser, args), settings, results, time.perf_counter() - begin)
+    panels = {
+        name: {way: [pair["barriers"][way]["loss"] for pair in results[name]["pairs"]] for way in results[name]["mean"]}
+        for name in args.only
+    }
+    label = "midpoint test loss minus the mean of the ends (nats): bar: mean, dots: pairs"
+    bars(panels, label).savefig(args.out / f"{NAME}.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""What every script does alike: its common options, and its record and figure."""
+"""What every script does alike: its common options, its record, and bars for what was measured more than once."""
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+from matplotlib.figure import Figure
 
 import onebasin as ob
 
@@ -44,3 +47,30 @@ def keep(
     out.mkdir(parents=True, exist_ok=True)
     record = ob.record(command, settings, results, seconds)
     (out / f"{name}.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def bars(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str) -> Figure:
+    """Draw a panel per title with a line per name: every value as a dot, their mean as a bar.
+
+    Args:
+        panels: title -> name -> values; all panels have the lines of all, in one order.
+        label: what the values are.
+    """
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    figure = Figure(figsize=(2 + 2.9 * columns, rows * (0.9 + 0.21 * len(names))), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    for ax, (title, lines) in zip(axes, panels.items(), strict=False):
+        ax.barh(names, [fmean(lines[name]) if name in lines else 0.0 for name in names], color="#56B4E9", height=0.7)
+        for name, values in lines.items():
+            ax.plot(values, [name] * len(values), "o", color="black", markersize=3)
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.set_title(title, fontsize="medium", loc="left")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25, axis="x")
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    axes[0].invert_yaxis()
+    figure.supxlabel(label, fontsize="medium")
+    return figure
