@@ -77,7 +77,7 @@ def lab_of(args: argparse.Namespace) -> Lab:
     ]
     model = net.make()
     normed = any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
-    train, test = data["train"], data["test"]
+    train, test = data["train"], (data["test"][0][: args.images], data["test"][1][: args.images])
     if normed:
         train = (train[0][:CALIBRATION], train[1][:CALIBRATION])
     spec = ob.permutation_spec(model, (test[0][:2],))
@@ -182,6 +182,7 @@ def parser_of(about: str | None, ste: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--net", choices=list(NETS), default="ito_mnist_mlp", help="which networks")
     parser.add_argument("--seeds", type=int, help="how many; default: all that the net is trained with")
     parser.add_argument("--epochs", type=int, help="of training; default: the net's recipe")
+    parser.add_argument("--images", type=int, help="how many test images; default: all")
     if ste:
         parser.add_argument(
             "--ste-epochs", type=int, default=2, help="passes of the estimator over the training images"

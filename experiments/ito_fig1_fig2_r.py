@@ -84,6 +84,13 @@ def read_as(found: ob.Spectrum) -> dict[str, float]:
     large = found.at(LARGE)
     inner = [large.layer_alignment[name] for name in hidden(found)]
     alone = list(large.layer_alignment.values())
+    one_sided, weighted, norm = 0.0, 0.0, 0.0
+    for layer in large.layers.values():
+        kept, other = layer.kept(LARGE)
+        one_sided += float(layer.products[:kept].sum())
+        values_a, values_b = layer.values_a[:kept], layer.values_b[:other]
+        weighted += float(values_a @ layer.products[:kept, :other] @ values_b)
+        norm += float(values_a.norm() * values_b.norm())
     matched = sum(layer.products.diagonal().abs()[: large.counts[name]].sum() for name, layer in large.layers.items())
     return {
         "as here": large.alignment,
@@ -91,6 +98,8 @@ def read_as(found: ob.Spectrum) -> dict[str, float]:
         "hidden layers": sum(inner) / len(inner),
         "best layer": max(alone),
         "gamma absolute": found.at(LARGE, absolute=True).alignment,
+        "gamma on a alone": one_sided / sum(kept for kept, _ in large.kept.values()),
+        "weighted by s_i s_j": weighted / norm,
         "i = j, no signs": float(matched) / sum(large.counts.values()),
     }
 

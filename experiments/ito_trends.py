@@ -1,10 +1,11 @@
-"""Width, learning rate and weight decay: which networks are easy to match, and what their spectra have to do with it.
+"""Width, rate, decay, length and start of training: which networks are easy to match, and what their spectra are.
 
     python experiments/ito_trends.py --data DIR [--net NAME] [--models DIR]
 
 Appendices H.3 and H.4 of ito2025, and its remark on width. Expected: wider networks are easier; a larger rate or a
 stronger weight decay makes spectra fall faster (fewer dominant singular values), barriers smaller and R higher. The
-decay is an L2 penalty, since the networks are trained by Adam.
+decay is an L2 penalty, since the networks are trained by Adam. Length of training and initialisation (PyTorch's, or
+Flax's: normal weights of variance 1 / inputs, no biases) show how far R depends on what a paper may not mention.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from running import judged
 from training import Recipe, trained
 
 NAME = "ito_trends"
-WIDTHS, RATES, DECAYS = (64, 128, 256, 512, 1024), (3e-4, 1e-3, 3e-3), (0.0, 1e-4, 1e-3)
+WIDTHS, RATES, DECAYS, EPOCHS = (64, 128, 256, 512, 1024), (3e-4, 1e-3, 3e-3), (0.0, 1e-4, 1e-3), (1, 5, 20)
+CLAIMED = "width", "rate", "decay"
 # What is drawn: name of the axis -> quantity -> label.
 DRAWN = {
     "test loss barrier (nats)": {"as trained": "as trained", "barrier, test": "weight matching"},
@@ -40,6 +42,8 @@ def experiment(lab: Lab, args: argparse.Namespace) -> tuple[dict[str, Any], dict
         "width": {f"{width}": (width, recipe) for width in args.widths},
         "rate": {f"{rate:g}": (WIDTH, replace(recipe, rate=rate)) for rate in RATES},
         "decay": {f"{decay:g}": (WIDTH, replace(recipe, decay=decay)) for decay in DECAYS},
+        "epochs": {f"{epochs}": (WIDTH, replace(recipe, epochs=epochs)) for epochs in EPOCHS},
+        "start": {name: (WIDTH, replace(recipe, flax=name == "Flax")) for name in ("PyTorch", "Flax")},
     }
     done: dict[tuple[int, Recipe], dict[str, Any]] = {}
     tables = {}
@@ -50,8 +54,8 @@ def experiment(lab: Lab, args: argparse.Namespace) -> tuple[dict[str, Any], dict
             print(study, name, flush=True)
         tables[study] = show({f"{study} {name}": done[key] for name, key in rows.items()})
     expected = {}
-    for study, table in tables.items():
-        first, *_, last = table.values()
+    for study in CLAIMED:
+        first, *_, last = tables[study].values()
         change = {key: last[key]["mean"] - first[key]["mean"] for key in first}
         expected |= {
             f"{study}: the matched barrier falls from the first to the last": change["barrier, test"] < 0,
@@ -63,7 +67,7 @@ def experiment(lab: Lab, args: argparse.Namespace) -> tuple[dict[str, Any], dict
 
 def figure_of(tables: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Draw every quantity, one a row, against what was varied, one a column; bars are standard deviations."""
-    figure = Figure(figsize=(9.6, 7.2), layout="constrained")
+    figure = Figure(figsize=(11, 7.2), layout="constrained")
     grid = figure.subplots(len(DRAWN), len(tables), sharey="row", sharex="col")
     for column, (study, table) in zip(grid.T, tables.items(), strict=True):
         for ax, (label, keys) in zip(column, DRAWN.items(), strict=True):
@@ -84,7 +88,7 @@ def figure_of(tables: Mapping[str, Mapping[str, Any]]) -> Figure:
 def row_of(lab: Lab, args: argparse.Namespace, width: int, recipe: Recipe) -> dict[str, Any]:
     """Train the seeds of one setting, and measure their pairs."""
     make, split = partial(mlp, widths=(width,) * 3), read(args.data / NETS[args.net].data)["train"]
-    name = f"{args.net}_w{width}_r{recipe.rate:g}_d{recipe.decay:g}"
+    name = f"{args.net}_w{width}_r{recipe.rate:g}_d{recipe.decay:g}{'_flax' if recipe.flax else ''}"
     params = [trained(name, make, split, recipe, seed, args.models)[0] for seed in range(len(lab.params))]
     model = make()
     own = replace(lab, model=model, spec=ob.permutation_spec(model, (split[0][:2],)), params=params)

@@ -44,7 +44,7 @@ def data(digits: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def lab_in(data: Path) -> ito.Lab:
-    return ito.lab_of(argparse.Namespace(net="ito_mnist_mlp", data=data, models=None, seeds=3, epochs=1))
+    return ito.lab_of(argparse.Namespace(net="ito_mnist_mlp", data=data, models=None, seeds=3, epochs=1, images=None))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
