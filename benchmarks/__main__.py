@@ -12,12 +12,16 @@ from pathlib import Path
 import torch
 
 import onebasin as ob
-from benchmarks import discovery, matching, path, weight_matching
+from benchmarks import discovery, growth, matching, memory, path, peers, weight_matching
+from benchmarks.timing import Row
 
 BENCHMARKS = {
     "discovery": discovery.run,
     "matching": matching.run,
     "weight_matching": weight_matching.run,
+    "peers": peers.run,
+    "growth": growth.run,
+    "memory": memory.run,
     "path": path.run,
 }
 
@@ -29,14 +33,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write a record of the run here")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    begun, rows = time.process_time(), []
+    begun = time.process_time()
+    rows: list[Row | str] = []
     for name in args.only:
-        for row in BENCHMARKS[name](args.large):
+        for row in BENCHMARKS[name](args.large):  # a row, or why there is none
             rows.append(row)
             print(row, flush=True)
     if args.json:
+        results = {"rows": [row._asdict() if isinstance(row, Row) else row for row in rows]}
         options = {"only": args.only, "large": args.large}
-        made = ob.record("make bench", options, {"rows": [r._asdict() for r in rows]}, time.process_time() - begun)
+        made = ob.record("make bench", options, results, time.process_time() - begun)
         args.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,15 +1,18 @@
 """Discovery apart from export: on the meta device nothing is proved, so beside the export there is only the search."""
 
+import logging
 import statistics
-import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from zoo.tiny_transformers import transformers
 
 import onebasin as ob
-from benchmarks.timing import Row, median_seconds
+from benchmarks.large_models import LENGTH, llama_8b
+from benchmarks.timing import Phases, Row
 
 STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))
 
@@ -43,23 +46,43 @@ def resnet50() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(given, 1000)).eval()
 
 
-def run(large: bool = False) -> Iterator[Row]:
-    with torch.device("meta"):
-        model, inputs = resnet50(), (torch.empty(2, 3, 224, 224),)
-    exporting: list[float] = []
-    export = torch.export.export
+def vit_b() -> nn.Module:
+    """12 layers of 12 heads on 768 units, patches of 16 x 16."""
+    library = transformers()
+    return library.ViTForImageClassification(library.ViTConfig())
 
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        start = time.process_time()
+
+def searched_and_exported(
+    model: nn.Module, inputs: tuple[Tensor, ...] | dict[str, Any], runs: int
+) -> tuple[float, float]:
+    """Return the median CPU seconds of `torch.export`, and of all else in discovery, after a run to warm up."""
+    done = []
+    for _ in range(runs + 1):
+        phases = Phases()
+        with phases.phase("search"), phases.watching({"export": ["torch.export.export"]}):
+            ob.permutation_spec(model, inputs)
+        done.append(phases.spent)
+    search, export = (statistics.median(spent[name] for spent in done[1:]) for name in ("search", "export"))
+    return search, export
+
+
+IMAGES = (2, 3, 224, 224)
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...] | dict[str, Any]]]] = {
+    "ResNet50": (resnet50, lambda: (torch.empty(IMAGES),)),
+    "ViT-B": (vit_b, lambda: (torch.empty(IMAGES),)),
+    "LLaMA 8B": (llama_8b, lambda: {"input_ids": torch.zeros(2, LENGTH, dtype=torch.long), "use_cache": False}),
+}
+
+
+def run(large: bool = False) -> Iterator[Row | str]:
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    for name, (make, given) in CASES.items():
         try:
-            return export(*args, **kwargs)
-        finally:
-            exporting.append(time.process_time() - start)
-
-    torch.export.export = timed
-    try:
-        whole = median_seconds(lambda: ob.permutation_spec(model, inputs))
-    finally:
-        torch.export.export = export
-    inside = statistics.median(exporting)
-    yield Row("ResNet50: discovery apart from export", whole - inside, "torch.export", (whole - inside) / inside)
+            with torch.device("meta"):
+                model, inputs = make().eval(), given()
+        except (ImportError, SystemExit) as error:
+            yield f"{name}: skipped, since {error}"
+            continue
+        search, export = searched_and_exported(model, inputs, runs=5 if large else 1)
+        yield Row(f"{name}: discovery apart from export", search, "torch.export", search / export)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import pytest
 import torch
+from benchmarks import growth, peers
 from benchmarks.published import weight_matching
 from benchmarks.timing import Phases, median_phases
 from benchmarks.weight_matching import PHASES, PUBLISHED
@@ -58,3 +60,15 @@ def test_a_phase_within_another_is_taken_out_of_it() -> None:
         with phases.phase("inner"):
             sum(range(300_000))
     assert phases.spent["inner"] > 10 * phases.spent["outer"]
+
+
+def test_a_package_that_is_not_installed_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rebasin", None)
+    (line,) = peers.run()
+    assert "skipped" in str(line)
+    assert "rebasin" in str(line)
+
+
+def test_power_law_weights_have_falling_singular_values() -> None:
+    values = torch.linalg.svdvals(growth.power_law(growth.chain(200, 2), 0)["1"])
+    assert 4 < (values[0] / values[99]).item() < 40
