@@ -20,7 +20,8 @@ BASE = {"params", "errors", "progress"}
 CORE = {*BASE, "layout", "spec", "permutation"}
 WEIGHTS = {*CORE, "functional", "interpolate", "batchnorm", "moments", "layers"}
 READING = {*WEIGHTS, "symmetry", "reading"}
-MIDDLE = {*READING, "activations", "layer_inputs", "synthetic", "matching", "checkpoints", "merging"}
+MEASURING = {*READING, "activations", "layer_inputs", "pairs"}
+MIDDLE = {*MEASURING, "synthetic", "matching", "best", "checkpoints", "merging"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{unit: BASE for unit in BASE},
     "functional": BASE,
@@ -30,6 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{unit: WEIGHTS for unit in ("interpolate", "batchnorm", "moments", "layers")},
     "symmetry": WEIGHTS,
     **{unit: READING for unit in ("reading", "activations", "layer_inputs")},
+    "pairs": MEASURING,
+    "best": {*MEASURING, "matching"},
     "synthetic": {*BASE, "functional"},
     "matching": WEIGHTS,
     "checkpoints": WEIGHTS,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from onebasin.analysis.taylor import paired_t_test as paired_t_test
     from onebasin.analysis.taylor import taylor_barrier as taylor_barrier
     from onebasin.batchnorm import recompute_batchnorm as recompute_batchnorm
+    from onebasin.best import Best as Best
     from onebasin.checkpoints import load as load
     from onebasin.checkpoints import load_permutation as load_permutation
     from onebasin.checkpoints import load_spec as load_spec
@@ -105,6 +106,7 @@ _HOME = {
     "LayerMoments": "layer_inputs",
     "LayerStatistics": "layers",
     "synthetic_batches": "synthetic",
+    "Best": "best",
     "StraightThrough": "matching",
     "Polish": "matching",
     "BestOf": "matching",

@@ -21,7 +21,7 @@ from onebasin.reading import Readers
 from onebasin.spec import PermutationSpec
 from onebasin.symmetry.discover import lay_out
 from onebasin.symmetry.export import Exported, Outputs
-from onebasin.symmetry.graph import GraphFunction, driven, graph_function
+from onebasin.symmetry.graph import driven, graph_function
 
 
 class ActivationMoments:
@@ -58,8 +58,9 @@ class ActivationMoments:
             check_shapes(params, spec.shapes, what)
         self.spec = spec
         self.params = (params_a, params_b)
+        self.batches = 0
         self.streams: dict[str, CrossMoments] = {}
-        self._readers = Readers(model, outputs, lambda traced: _reader(model, spec, traced, outputs))
+        self._readers = Readers(model, outputs, lambda traced: _Reader(Taps.of(model, spec, traced, outputs)))
 
     def update(self, batch: Any) -> None:
         """Add a batch: a tensor of inputs, `(inputs, labels)`, or a dict of keyword inputs.
@@ -68,9 +69,13 @@ class ActivationMoments:
             UsageError: the model rejects the batch.
         """
         reader, flat = self._readers(batch)
-        values = [reader.function(params, flat) for params in self.params]
-        for a, b, axes in zip(*values, reader.axes, strict=True):
-            for (group, rows_a), (_, rows_b) in zip(*(self._units(v, axes, reader) for v in (a, b)), strict=True):
+        self.take(reader.taps, *(reader.function(params, flat) for params in self.params))
+
+    def take(self, taps: Taps, values_a: Sequence[Tensor], values_b: Sequence[Tensor]) -> None:
+        """Add what was read of both networks: the value of each tap, in turn."""
+        self.batches += 1
+        for a, b, axes in zip(values_a, values_b, taps.axes, strict=True):
+            for (group, rows_a), (_, rows_b) in zip(*(self._units(v, axes, taps) for v in (a, b)), strict=True):
                 stream = self.streams.setdefault(group, CrossMoments(rows_a.shape[1]))
                 stream.update(rows_a, rows_b)
 
@@ -82,6 +87,7 @@ class ActivationMoments:
         """
         if other.spec != self.spec:
             raise SpecError("moments of another spec", "two streams of the same networks", "merge streams of one pair")
+        self.batches += other.batches
         for group, stream in other.streams.items():
             self.streams.setdefault(group, CrossMoments(stream.a.mean.numel())).merge(stream)
 
@@ -94,7 +100,7 @@ class ActivationMoments:
             UsageError: no batches.
             ParamsError: activations are not finite.
         """
-        if not self.streams and not self._readers:
+        if not self.batches:
             raise UsageError("no batches", "at least one batch of inputs", "pass a list or a DataLoader")
         found = {name: self.streams[name].finalize() for name in self.spec.sizes if name in self.streams}
         bad = [name for name, statistics in found.items() if not torch.isfinite(statistics.covariance).all()]
@@ -106,11 +112,11 @@ class ActivationMoments:
             )
         return found
 
-    def _units(self, value: Tensor, axes: Axes, reader: _Reader) -> Iterator[tuple[str, Tensor]]:
+    def _units(self, value: Tensor, axes: Axes, taps: Taps) -> Iterator[tuple[str, Tensor]]:
         """Yield the groups whose units stand in a value, with `Float[Tensor, "samples units"]`."""
         parents = self.spec.parents
         for view, leaves in layout.blocks(value, axes):
-            groups = [reader.names.get(leaf.group or "") for leaf in leaves]
+            groups = [taps.names.get(leaf.group or "") for leaf in leaves]
             above = {parent for group in groups if group for parent in parents.get(group, ())}
             for dim, group in enumerate(groups):
                 if group is not None and group not in above and set(parents.get(group, ())) <= set(groups):
@@ -157,27 +163,39 @@ class Activations:
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Reads the taps for batches of one shape.
+class Taps:
+    """Where the units of a model are read, in a trace of it on batches of one shape.
 
     Args:
-        function: params and inputs -> values of the taps.
+        exported: the trace.
+        nodes: what is read.
         axes: the layout of each value, in groups as this trace names them.
         names: group of this trace -> group of the spec.
     """
 
-    function: GraphFunction
-    axes: list[Axes]
+    exported: Exported
+    nodes: Sequence[fx.Node]
+    axes: Sequence[Axes]
     names: Mapping[str, str]
 
+    @classmethod
+    def of(cls, model: nn.Module, spec: PermutationSpec, traced: Exported, outputs: Outputs) -> Taps:
+        """Find the taps of a model that was traced on inputs of some shape."""
+        moves = {
+            name for name in spec.buffers for axis in spec.tensors[name] if any(x.group for x in layout.leaves(axis))
+        }
+        exported, found = lay_out(model, traced, outputs, moves)
+        nodes = driven(exported)
+        taps = {nodes[name]: axes for name, axes in found.taps.items() if name in nodes and _fits(nodes[name], axes)}
+        return cls(exported, list(taps), list(taps.values()), _common_names(found, spec))
 
-def _reader(model: nn.Module, spec: PermutationSpec, traced: Exported, outputs: Outputs) -> _Reader:
-    """Find the taps of a model that was traced on inputs of some shape."""
-    moving = [name for name in spec.buffers if any(leaf.group for a in spec.tensors[name] for leaf in layout.leaves(a))]
-    exported, found = lay_out(model, traced, outputs, moving)
-    nodes = driven(exported)
-    taps = {nodes[name]: axes for name, axes in found.taps.items() if name in nodes and _fits(nodes[name], axes)}
-    return _Reader(graph_function(exported, taps), list(taps.values()), _common_names(found, spec))
+
+class _Reader:
+    """Reads the taps for batches of one shape."""
+
+    def __init__(self, taps: Taps) -> None:
+        self.taps = taps
+        self.function = graph_function(taps.exported, taps.nodes)
 
 
 def _fits(node: fx.Node, axes: Axes) -> bool:

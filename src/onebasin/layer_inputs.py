@@ -76,7 +76,7 @@ class LayerMoments:
         self, model: nn.Module, params: Mapping[str, Tensor], patches: bool = False, outputs: Outputs = None
     ) -> None:
         check_shapes(params, {n: tuple(t.shape) for n, t in params_of(model).items()}, owner="the model")
-        self.params, self.patches = params, patches
+        self.params, self.patches, self.batches = params, patches, 0
         self.streams: dict[str, _Stream] = {}
         self._readers = Readers(model, outputs, _Reader)
 
@@ -91,6 +91,7 @@ class LayerMoments:
 
     def take(self, places: Sequence[Place], values: Sequence[Tensor]) -> None:
         """Add what was read: the input and the output of each place, in turn."""
+        self.batches += 1
         seen: dict[Hashable, SecondMoments] = {}  # layers that read one value in one way share its moments
         for place, x, y in zip(places, values[::2], values[1::2], strict=True):
             if place.key not in seen:
@@ -105,6 +106,7 @@ class LayerMoments:
 
     def merge(self, other: LayerMoments) -> None:
         """Add everything that `other`, a stream of the same network, has seen."""
+        self.batches += other.batches
         for name, stream in other.streams.items():
             self.streams.setdefault(name, _Stream(stream.operand)).merge(stream)
 
@@ -115,7 +117,7 @@ class LayerMoments:
             UsageError: no batches.
             ParamsError: inputs of a layer are not finite.
         """
-        if not self.streams and not self._readers:
+        if not self.batches:
             raise UsageError("no batches", "at least one batch of inputs", "pass a list or a DataLoader")
         found = {name: stream.finalize() for name, stream in self.streams.items()}
         bad = [name for name, one in found.items() if not torch.isfinite(one.inputs.covariance).all()]

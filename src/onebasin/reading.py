@@ -28,9 +28,6 @@ class Readers(Generic[T]):
         self.model, self.outputs, self.make = model, outputs, make
         self._made: dict[Any, T] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._made)
-
     def __call__(self, batch: Any) -> tuple[T, list[Any]]:
         """Return the reader for a batch, and the inputs in it, flat.
 

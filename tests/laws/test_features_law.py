@@ -129,8 +129,8 @@ def test_a_planted_permutation_comes_back(name: str, solver: str) -> None:
     spec, theta = spec_of(case(name)), params(case(name))
     moved = draw(spec, 1).apply(theta)
     features = Covariance(measure(name))
-    runs = [WeightMatching(seed, solver=solver, features=features) for seed in range(6)]  # type: ignore[arg-type]
-    found = [align(spec, theta, moved, run).permutation.apply(moved) for run in runs]
+    runs = (WeightMatching(seed, solver=solver, features=features) for seed in range(6))  # type: ignore[arg-type]
+    found = (align(spec, theta, moved, run).permutation.apply(moved) for run in runs)
     names = [name for name in spec.matched if theta[name].dim() > 1]
     assert any(all(torch.equal(one[n], theta[n]) for n in names) for one in found)
 

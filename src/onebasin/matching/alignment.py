@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -130,4 +131,6 @@ def _plain(value: Any) -> Any:
     """Return a setting as JSON has it: a matcher or solver as its name and its own settings."""
     if isinstance(value, tuple):
         return [_plain(part) for part in value]
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
     return {"name": type(value).__name__, **_settings(value)} if dataclasses.is_dataclass(value) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from onebasin.errors import UsageError
-from onebasin.functional import check_repeatable, eval_mode, logits_of, with_params
+from onebasin.functional import Predict, check_repeatable, eval_mode, inputs_of, logits_of, with_params
 from onebasin.interpolate import lerp
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
 from onebasin.matching.straight_through import BatchLoss
@@ -33,7 +33,7 @@ class Criterion:
                 models' own softmaxes, in nats per example
 
     It needs inputs, but no labels. Batch norm normalises by the statistics of the batch. Batches count alike, whatever
-    their sizes.
+    their sizes. The classes are on axis 1 of the output; on the last one if the first input holds integers (tokens).
 
     Args:
         model: the architecture, a classifier, on the device of the reference.
@@ -79,7 +79,7 @@ class Between:
         with torch.no_grad(), criterion.mode():
             ends = [] if criterion.loss else [with_params(criterion.model, params) for params in (a, b)]
             self.targets = [
-                sum((logits_of(end, batch).softmax(1) for end in ends), torch.zeros(())) / 2
+                sum((_classes(end, batch).softmax(1) for end in ends), torch.zeros(())) / 2
                 for batch in criterion.batches
             ]
         if not self.targets:
@@ -91,11 +91,15 @@ class Between:
         Raises:
             UsageError: it is not finite.
         """
-        value = self.value(lerp(self.a, permutation.apply(self.b), 0.5))
+        value = self.value(self.middle(permutation))
         if not math.isfinite(value):
             do = "look at the inputs and the loss, and whether both models give finite outputs"
             raise UsageError(f"a criterion of {value} at the midpoint", "a finite number", do)
         return value
+
+    def middle(self, permutation: Permutation) -> Params:
+        """Return the network half way to the moved model, in this order of its units."""
+        return lerp(self.a, permutation.apply(self.b), 0.5)
 
     def value(self, middle: Params) -> float:
         """Return J of the network with the weights `middle`."""
@@ -120,7 +124,15 @@ class Between:
             if self.criterion.loss:
                 yield self.criterion.loss(predict, batch)
             else:
-                yield cross_entropy(logits_of(predict, batch), target)
+                yield cross_entropy(_classes(predict, batch), target)
+
+
+def _classes(predict: Predict, batch: Any) -> Tensor:
+    """Return the logits with the classes on axis 1."""
+    args, kwargs = inputs_of(batch)
+    first = next(iter((*args, *kwargs.values())), None)
+    logits = logits_of(predict, batch)
+    return logits.movedim(-1, 1) if isinstance(first, Tensor) and not first.is_floating_point() else logits
 
 
 @dataclass(frozen=True)
@@ -131,11 +143,11 @@ class BestOf:
 
     Args:
         criterion: what decides.
-        candidates: matchers, each of which runs from the start.
+        candidates: matchers, each of which runs from the start; with names, if `note` is to tell them.
     """
 
     criterion: Criterion = field(repr=False)
-    candidates: tuple[Matcher, ...]
+    candidates: tuple[Matcher, ...] | Mapping[str, Matcher]
 
     def match(
         self,
@@ -145,20 +157,27 @@ class BestOf:
         start: Permutation,
         progress: Progress = silent,
     ) -> Alignment:
-        """Run every candidate and keep the best."""
+        """Run every candidate and keep the best. An interrupt keeps the best so far."""
         began, certificate = time.perf_counter(), Certificate()
         between = self.criterion.between(params_a, params_b)
         best, history, note, stop = start, [-between.at(start)], "the start was best", StopReason.FINISHED
-        for number, matcher in enumerate(self.candidates, 1):
-            found = matcher.match(spec, params_a, params_b, start, progress)
-            certificate += found.certificate
-            value = -between.at(found.permutation)
-            if value > history[-1]:
-                best, note = found.permutation, f"candidate {number} was best: {type(matcher).__name__}"
-            history.append(max(history[-1], value))
-            if found.stop is StopReason.INTERRUPTED:
-                stop = found.stop
-                break
-            progress("candidates", number, len(self.candidates))
+        try:
+            for number, (name, matcher) in enumerate(self._named(), 1):
+                found = matcher.match(spec, params_a, params_b, start, progress)
+                certificate += found.certificate
+                value = -between.value(between.middle(found.permutation))
+                if value > history[-1]:
+                    best, note = found.permutation, f"candidate {number} was best: {name}"
+                history.append(max(history[-1], value))
+                if found.stop is StopReason.INTERRUPTED:
+                    raise KeyboardInterrupt
+                progress("candidates", number, len(self.candidates))
+        except KeyboardInterrupt:
+            stop = StopReason.INTERRUPTED
         seconds = time.perf_counter() - began
         return Alignment(best, tuple(history), stop, certificate, self, seconds, note=note)
+
+    def _named(self) -> list[tuple[str, Matcher]]:
+        if isinstance(self.candidates, Mapping):
+            return list(self.candidates.items())
+        return [(type(matcher).__name__, matcher) for matcher in self.candidates]

@@ -57,12 +57,23 @@ class Covariance:
         self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress = silent
     ) -> tuple[Feature, ...]:
         """Measure both networks, and return the features."""
-        a, b = (self._weighed(spec, params, progress) for params in (params_a, params_b))
-        return _unit([Feature(name, a[name], b[name]) for name in spec.matched])
+        seen = [self.measure(params, progress) for params in (params_a, params_b)]
+        return covariance_features(spec, params_a, params_b, *seen)
 
-    def _weighed(self, spec: PermutationSpec, params: Params, progress: Progress) -> Params:
-        found = self.measure(params, progress)
-        return {name: _as_seen(params[name], found[name]) if name in found else params[name] for name in spec.matched}
+
+def covariance_features(
+    spec: PermutationSpec,
+    params_a: Params,
+    params_b: Params,
+    seen_a: Mapping[str, LayerStatistics],
+    seen_b: Mapping[str, LayerStatistics],
+) -> tuple[Feature, ...]:
+    """Return the features of `Covariance`, from the statistics of both networks."""
+    a, b = (
+        {name: _as_seen(params[name], seen[name]) if name in seen else params[name] for name in spec.matched}
+        for params, seen in ((params_a, seen_a), (params_b, seen_b))
+    )
+    return _unit([Feature(name, a[name], b[name]) for name in spec.matched])
 
 
 def features_of(

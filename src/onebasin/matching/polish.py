@@ -77,7 +77,8 @@ class Polish:
         history, stop = [-run.value], found.stop
         if stop is not StopReason.INTERRUPTED:
             stop = self._rounds(run, history, progress)
-        note = f"{run.kept} swaps kept, {run.evaluations} evaluations"
+        counts = f"{run.kept} swaps kept, {run.evaluations} evaluations"
+        note = f"{found.note}; {counts}" if found.note else counts
         seconds = time.perf_counter() - began
         return Alignment(run.permutation, tuple(history), stop, found.certificate, self, seconds, note=note)
 
@@ -109,7 +110,7 @@ class _Run:
     def __init__(self, between: Between, permutation: Permutation, proposals: int) -> None:
         self.between, self.permutation, self.proposals = between, permutation, proposals
         self.spec: PermutationSpec = permutation.spec
-        self.middle = lerp(between.a, permutation.apply(between.b), 0.5)
+        self.middle = between.middle(permutation)
         self.value = between.at(permutation)
         self.gradient: Params | None = None
         self.kept, self.evaluations = 0, 1

@@ -87,6 +87,15 @@ def test_the_planted_permutation_is_the_best() -> None:
     assert between.at(p.inverse()) < min(others)
 
 
+def test_the_classes_of_a_network_that_reads_tokens_are_on_the_last_axis() -> None:
+    net, p = case("grouped_query").model(), draw(spec_of(case("grouped_query")), 3)
+    a, b, (tokens,) = params(case("grouped_query")), params(case("grouped_query"), 1), case("grouped_query").inputs()
+    logits = [torch.func.functional_call(net, w, tokens).flatten(0, 1) for w in (a, b, lerp(a, p.apply(b), 0.5))]
+    one, other, middle = (x.log_softmax(1) for x in logits)
+    expected = -((one.exp() + other.exp()) / 2 * middle).sum(1).mean().item()
+    assert Criterion(net, [tokens]).between(a, b).at(p) == pytest.approx(expected, rel=1e-10)
+
+
 def test_a_loss_of_ones_own_takes_its_place() -> None:
     a, b, p = weights(1), weights(2), draw(flat_spec(), 3)
     own = Criterion(model(), inputs(), lambda predict, batch: predict(batch).square().mean())

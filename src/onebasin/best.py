@@ -1,0 +1,160 @@
+"""Best: run the methods that do well, keep what the networks themselves agree with most, and polish it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from onebasin.batchnorm import recompute_batchnorm
+from onebasin.functional import check_repeatable
+from onebasin.matching import (
+    ActivationMatching,
+    Alignment,
+    BestOf,
+    Criterion,
+    Feature,
+    Hybrid,
+    Matcher,
+    Polish,
+    StopReason,
+    WeightMatching,
+)
+from onebasin.matching.features import covariance_features
+from onebasin.matching.straight_through import BatchLoss
+from onebasin.pairs import PairMoments, PairStatistics
+from onebasin.params import Params
+from onebasin.permutation import Permutation
+from onebasin.progress import Progress, silent
+from onebasin.spec import PermutationSpec
+from onebasin.symmetry.export import Outputs
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The matcher to use in practice: several methods, the choice between them, and polish. It needs inputs, no labels.
+
+    1. Both networks see the batches once: cross moments of their units, and what every layer is multiplied with.
+    2. The candidates (`candidates`) are solved: weights, activations, and hybrids of both.
+    3. That with the lowest `Criterion` J is taken: the network half way between the two should agree with them.
+    4. `Polish` lowers J further by swaps of units.
+
+    On narrow networks with batch norm polish does most, and takes most of the time: some hundreds of passes over the
+    batches. On plain networks weight matching alone often wins. About 1000 inputs are enough. The history is minus J.
+
+    Args:
+        model: the architecture, a classifier unless there is a `loss`, on the device of the reference.
+        batches: inputs: tensors, `(inputs, labels)`, or dicts of keyword inputs, readable many times. Labels are
+            ignored, but by a `loss`.
+        loss: `(predict, batch) -> scalar`, in the place of J: one with labels, or of a network that is no classifier.
+        rounds: of polish, at most; 0 for none.
+        batchnorm: recompute each network's batch-norm statistics on the batches first, as synthetic inputs need.
+        outputs: as it was given to `permutation_spec`.
+        seed: of all visiting orders.
+
+    Raises:
+        UsageError: batches that can be read only once.
+
+    Differs: no paper has it; the methods are those of ainsworth2023 and their hybrids.
+    """
+
+    model: nn.Module = field(repr=False)
+    batches: Iterable[Any] = field(repr=False)
+    loss: BatchLoss | None = field(default=None, repr=False)
+    rounds: int = 10
+    batchnorm: bool = False
+    outputs: Outputs = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_repeatable(self.batches)
+
+    def candidates(
+        self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress = silent
+    ) -> dict[str, Matcher]:
+        """Measure both networks in one pass, and return the matchers to choose from, by name.
+
+        They are for these two networks, whose statistics they hold.
+
+        Raises:
+            UsageError: no batches, or one that the model rejects.
+            ParamsError: activations are not finite.
+        """
+        seen = self._statistics(spec, params_a, params_b, progress)
+        features = Given(covariance_features(spec, params_a, params_b, seen.layers_a, seen.layers_b))
+        unit, product = WeightMatching(self.seed, features="unit"), ActivationMatching(lambda *_: seen.units)
+        correlation = replace(product, statistic="correlation")
+        relaxed = WeightMatching(self.seed, solver="frank-wolfe", features=features)
+        descent = replace(relaxed, solver=unit.solver)
+        return {
+            "weights": unit,
+            "activations, product": product,
+            "activations, correlation": correlation,
+            **{f"hybrid, mu {mu:g}": Hybrid(correlation, relaxed, mu) for mu in (1.0, 3.0, 10.0)},
+            "hybrid from activations": After(correlation, Hybrid(correlation, descent)),
+            "unit hybrid from activations": After(correlation, Hybrid(correlation, unit)),
+        }
+
+    def match(
+        self,
+        spec: PermutationSpec,
+        params_a: Params,
+        params_b: Params,
+        start: Permutation,
+        progress: Progress = silent,
+    ) -> Alignment:
+        """Measure, choose and polish. An interrupt keeps the best so far, once there is one."""
+        criterion = Criterion(self.model, self.batches, self.loss)
+        choice: Matcher = BestOf(criterion, self.candidates(spec, params_a, params_b, progress))
+        if self.rounds:
+            choice = Polish(criterion, choice, self.rounds, seed=self.seed)
+        return replace(choice.match(spec, params_a, params_b, start, progress), matcher=self)
+
+    def _statistics(
+        self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress
+    ) -> PairStatistics:
+        if self.batchnorm:
+            params_a = recompute_batchnorm(self.model, params_a, self.batches, progress)
+            params_b = recompute_batchnorm(self.model, params_b, self.batches, progress)
+        moments = PairMoments(self.model, spec, params_a, params_b, self.outputs)
+        total = len(self.batches) if isinstance(self.batches, Sized) else 0
+        for done, batch in enumerate(self.batches, 1):
+            moments.update(batch)
+            progress("statistics", done, total)
+        return moments.finalize()
+
+
+@dataclass(frozen=True)
+class Given:
+    """Features that were computed before, for the two networks at hand."""
+
+    features: tuple[Feature, ...] = field(repr=False)
+
+    def of(self, *_: object) -> tuple[Feature, ...]:
+        """Return them."""
+        return self.features
+
+
+@dataclass(frozen=True)
+class After:
+    """One matcher after another, which begins where the first ended."""
+
+    first: Matcher
+    then: Matcher
+
+    def match(
+        self,
+        spec: PermutationSpec,
+        params_a: Params,
+        params_b: Params,
+        start: Permutation,
+        progress: Progress = silent,
+    ) -> Alignment:
+        """Run both, unless the first is interrupted."""
+        found = self.first.match(spec, params_a, params_b, start, progress)
+        if found.stop is StopReason.INTERRUPTED:
+            return found
+        last = self.then.match(spec, params_a, params_b, found.permutation, progress)
+        return replace(last, certificate=found.certificate + last.certificate)
