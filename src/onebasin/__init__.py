@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from onebasin.matching import FrankWolfe as FrankWolfe
     from onebasin.matching import Hybrid as Hybrid
     from onebasin.matching import Polish as Polish
+    from onebasin.matching import Sinkhorn as Sinkhorn
     from onebasin.matching import StopReason as StopReason
     from onebasin.matching import StraightThrough as StraightThrough
     from onebasin.matching import WeightMatching as WeightMatching
@@ -115,6 +116,7 @@ _HOME = {
     "Covariance": "matching",
     "CoordinateDescent": "matching",
     "FrankWolfe": "matching",
+    "Sinkhorn": "matching",
     "align": "matching.align",
     "Alignment": "matching",
     "StopReason": "matching",

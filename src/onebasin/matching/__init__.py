@@ -10,6 +10,7 @@ from onebasin.matching.frank_wolfe import FrankWolfe
 from onebasin.matching.hybrid import Hybrid
 from onebasin.matching.objective import Feature, Objective
 from onebasin.matching.polish import Polish
+from onebasin.matching.sinkhorn import Sinkhorn
 from onebasin.matching.solvers import Solver
 from onebasin.matching.straight_through import StraightThrough
 from onebasin.matching.weight import WeightMatching
@@ -29,6 +30,7 @@ __all__ = [
     "Matcher",
     "Objective",
     "Polish",
+    "Sinkhorn",
     "Solver",
     "StopReason",
     "StraightThrough",

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
+from onebasin.matching.alignment import Alignment, Certificate, Matcher
 from onebasin.matching.assignment import Assignment, solve
 from onebasin.matching.coordinate_descent import CoordinateDescent
 from onebasin.matching.faq import line_search
 from onebasin.matching.gains import Level, Rows
-from onebasin.matching.joint import JointStep
 from onebasin.matching.objective import Objective
+from onebasin.matching.soft import Pairs, assigned, nearest, relax_then_descend
 from onebasin.matching.terms import Dim, Labelled, Term, new
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
-
-# What one group and all that is nested under it carry: dimensions, new ones before old ones -> a value per pair of
-# positions. A flat group has one entry, of dimensions (new, old): a matrix.
-Pairs = dict[tuple[Dim, ...], Tensor]
 
 
 @dataclass(frozen=True)
@@ -71,26 +67,18 @@ class FrankWolfe:
         `progress` is called after every step, then by coordinate descent. After an interrupt from the keyboard the best
         permutation so far is returned, and `stop` says so.
         """
-        began, value = time.perf_counter(), objective.value(start)
-        relaxed = _Relaxation(objective)
-        try:
+        began, relaxed = time.perf_counter(), _Relaxation(objective)
+
+        def relax() -> None:
             for number in range(self.steps):
                 if not relaxed.step(self.tolerance):
                     break
                 progress("relaxing", number + 1, self.steps)
-            found = self.descent.maximise(objective, relaxed.rounded(start), matcher, progress)
-            if found.objective[-1] < value and found.stop is not StopReason.INTERRUPTED:
-                found = self.descent.maximise(objective, start, matcher, progress)
-        except KeyboardInterrupt:
-            found = Alignment(start, (value,), StopReason.INTERRUPTED, Certificate(), matcher, 0.0)
-        if found.objective[-1] < value:
-            found = replace(found, permutation=start)
-        return replace(
-            found,
-            objective=tuple(itertools.accumulate((value, *found.objective), max)),
-            certificate=relaxed.certificate + found.certificate,
-            seconds=time.perf_counter() - began,
-        )
+
+        rounded = partial(relaxed.rounded, start)
+        found = relax_then_descend(relax, rounded, self.descent, objective, start, matcher, progress)
+        certificate = relaxed.certificate + found.certificate
+        return replace(found, certificate=certificate, seconds=time.perf_counter() - began)
 
 
 @dataclass
@@ -134,7 +122,7 @@ class _Relaxation:
 
     def step(self, tolerance: float) -> bool:
         """Go towards the best assignments of the gradient; return whether that gained more than the tolerance."""
-        rows = self._assigned(self.gradient)
+        rows = assigned(self.objective.spec, self.gradient, self._solve)
         slope = curvature = 0.0
         towards: dict[str, Pairs] = {}
         ahead: dict[str, Pairs] = {}
@@ -154,17 +142,7 @@ class _Relaxation:
 
     def rounded(self, otherwise: Permutation) -> Permutation:
         """Return the nearest permutation; groups that the objective does not hold stay as they are in `otherwise`."""
-        spec, rows = self.objective.spec, self._assigned(self.soft)
-        names = {name: [new(group) for group in (*spec.parents.get(name, ()), name)] for name in rows}
-        return replace(
-            otherwise, indices={**otherwise.indices, **{name: rows[name].aligned(names[name]) for name in rows}}
-        )
-
-    def _assigned(self, gains: Mapping[str, Pairs]) -> dict[str, Labelled]:
-        joint = JointStep(Level(self.objective.spec), self._solve)
-        terms = {top: [_constant(dims, gain) for dims, gain in pairs.items()] for top, pairs in gains.items()}
-        found = (joint(constants, {}, top) for top, constants in terms.items())
-        return {name: row for _, rows in found for name, row in rows.items()}
+        return nearest(self.soft, otherwise, self._solve)
 
     def _solve(self, gains: Tensor) -> Assignment:
         found = solve(gains)
@@ -174,10 +152,6 @@ class _Relaxation:
 
 def _is_linear(term: Term, family: Iterable[str], top: str) -> bool:
     return term.unmoved.keys() <= set(family) and term.unmoved[top] == 1
-
-
-def _constant(dims: tuple[Dim, ...], gain: Tensor) -> Term:
-    return Term(Labelled(gain, dims), Labelled(gain.new_ones(()), ()))
 
 
 def _sum(first: Pairs, second: Pairs, factor: float = 1.0) -> Pairs:

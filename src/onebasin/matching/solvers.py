@@ -9,14 +9,15 @@ from onebasin.matching.alignment import Alignment, Matcher
 from onebasin.matching.coordinate_descent import CoordinateDescent
 from onebasin.matching.frank_wolfe import FrankWolfe
 from onebasin.matching.objective import Objective
+from onebasin.matching.sinkhorn import Sinkhorn
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress
 
-SolverName = Literal["coordinate-descent", "frank-wolfe"]
+SolverName = Literal["coordinate-descent", "frank-wolfe", "sinkhorn"]
 
 
 class Solver(Protocol):
-    """A way to maximise any objective: a frozen dataclass such as `CoordinateDescent` or `FrankWolfe`."""
+    """A way to maximise any objective: a frozen dataclass such as `CoordinateDescent`, `FrankWolfe` or `Sinkhorn`."""
 
     def maximise(self, objective: Objective, start: Permutation, matcher: Matcher, progress: Progress) -> Alignment:
         """Maximise `objective` from `start` on; `matcher` is noted in the result."""
@@ -31,7 +32,11 @@ def solver_of(choice: SolverName | Solver, descent: CoordinateDescent) -> Solver
     """
     if not isinstance(choice, str):
         return choice
-    named: dict[str, Solver] = {"coordinate-descent": descent, "frank-wolfe": FrankWolfe(descent=descent)}
+    named: dict[str, Solver] = {
+        "coordinate-descent": descent,
+        "frank-wolfe": FrankWolfe(descent=descent),
+        "sinkhorn": Sinkhorn(seed=descent.seed, descent=descent),
+    }
     if choice not in named:
         do = "correct the name, or pass a solver with its settings, as FrankWolfe(steps=100)"
         raise UsageError(f"solver {choice!r}", f"one of {', '.join(named)}, or a solver", do)

@@ -26,8 +26,9 @@ class WeightMatching:
         seed: seed of the order in which groups are visited.
         max_sweeps: default from ainsworth2023's code.
         faq_steps: for groups that stand on two axes of one tensor (recurrent layers); see `CoordinateDescent`.
-        solver: "coordinate-descent" (the paper's), or "frank-wolfe", which reaches more at some four times the cost; in
-            Python also a solver with settings of its own, as `FrankWolfe(steps=100)`, which then count alone.
+        solver: "coordinate-descent" (the paper's); "frank-wolfe", which reaches more at some four times the cost; or
+            "sinkhorn", gradient ascent on soft orders. In Python also a solver with settings of its own, as
+            `FrankWolfe(steps=100)`, which then count alone.
         features: "raw" (the paper's): the weights themselves; "unit": every tensor counts alike, whatever its norm; in
             Python also `Covariance(...)`, which weighs them by what they see of data.
 
