@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from onebasin.matching import Hybrid as Hybrid
     from onebasin.matching import Polish as Polish
     from onebasin.matching import Sinkhorn as Sinkhorn
+    from onebasin.matching import SinkhornRebasin as SinkhornRebasin
     from onebasin.matching import StopReason as StopReason
     from onebasin.matching import StraightThrough as StraightThrough
     from onebasin.matching import WeightMatching as WeightMatching
@@ -109,6 +110,7 @@ _HOME = {
     "synthetic_batches": "synthetic",
     "Best": "best",
     "StraightThrough": "matching",
+    "SinkhornRebasin": "matching",
     "Polish": "matching",
     "BestOf": "matching",
     "Criterion": "matching",

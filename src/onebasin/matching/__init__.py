@@ -11,6 +11,7 @@ from onebasin.matching.hybrid import Hybrid
 from onebasin.matching.objective import Feature, Objective
 from onebasin.matching.polish import Polish
 from onebasin.matching.sinkhorn import Sinkhorn
+from onebasin.matching.sinkhorn_rebasin import SinkhornRebasin
 from onebasin.matching.solvers import Solver
 from onebasin.matching.straight_through import StraightThrough
 from onebasin.matching.weight import WeightMatching
@@ -31,6 +32,7 @@ __all__ = [
     "Objective",
     "Polish",
     "Sinkhorn",
+    "SinkhornRebasin",
     "Solver",
     "StopReason",
     "StraightThrough",
