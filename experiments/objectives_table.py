@@ -2,7 +2,10 @@
 
 Three seeds give three pairs per network (not independent of each other). Numbers are midpoint test loss minus the mean
 test loss of the ends, in nats; the statistics of batch norm are recomputed before each measurement, of the ends as
-well. Matching sees 1,024 training images without labels, or none; straight-through matching alone sees labels.
+well. Matching sees 1,024 training images without labels, or none; straight-through matching alone sees labels. FW is
+Frank-Wolfe, everything else is solved by coordinate descent. Hybrids are covariance-weighted weights and mu times the
+correlations of activations, by Frank-Wolfe; "from activations": mu is 3, coordinate descent begins where correlations
+lead.
 
     python experiments/objectives_table.py --data DIR --only NETWORK
 
@@ -48,7 +51,7 @@ LABELLED, EPOCHS = 5000, 2  # training images with labels, for straight-through 
 
 @dataclass
 class Pair:
-    """Two networks to match, and what the methods may look at. The moments are measured once and used by all."""
+    """Two networks to match, and what the methods may look at. Statistics are measured once and used by all columns."""
 
     model: nn.Module
     spec: ob.PermutationSpec
@@ -58,41 +61,43 @@ class Pair:
     labelled: list[Split]
 
     def __post_init__(self) -> None:
-        real = ob.Activations(self.model, self.inputs)(self.spec, self.a, self.b)
         drawn = ob.synthetic_batches(self.model, (self.inputs[0][:2],), samples=INPUTS)
         made = ob.Activations(self.model, drawn, batchnorm=True)(self.spec, self.a, self.b)
-        self.product = ob.ActivationMatching(lambda *_: real)
-        self.correlation = ob.ActivationMatching(lambda *_: real, statistic="correlation")
         self.synthetic = ob.ActivationMatching(lambda *_: made, statistic="correlation")
-        self.criterion = ob.Criterion(self.model, self.inputs)
+        self.seen = ob.Covariance(ob.LayerInputs(self.model, self.inputs))
+        self.candidates = ob.Best(self.model, self.inputs).candidates(self.spec, self.a, self.b)
 
-    def hybrid(self, mu: float, activations: ob.ActivationMatching | None = None) -> ob.Hybrid:
-        """Return unit-norm weights plus `mu` times the correlations, solved by Frank-Wolfe."""
-        weights = ob.WeightMatching(features="unit", solver="frank-wolfe")
-        return ob.Hybrid(activations or self.correlation, weights, mu)
 
-    def candidates(self) -> tuple[Any, ...]:
-        """Return what the best is chosen from."""
-        hybrids = (self.hybrid(mu) for mu in (1.0, 3.0, 10.0))
-        return ob.WeightMatching(features="unit"), self.product, self.correlation, *hybrids
+def weights(solver: Any = "coordinate-descent", **settings: Any) -> ob.WeightMatching:
+    """Return weight matching by a solver."""
+    return ob.WeightMatching(solver=solver, **settings)
+
+
+def candidate(name: str) -> Callable[[Pair], Any]:
+    """Return one of the matchers that `Best` chooses from."""
+    return lambda pair: pair.candidates[name]
 
 
 # Name of a column -> the matcher.
 METHODS: dict[str, Callable[[Pair], Any]] = {
-    "weights": lambda pair: ob.WeightMatching(),
-    "weights, unit": lambda pair: ob.WeightMatching(features="unit"),
-    "weights, FW": lambda pair: ob.WeightMatching(solver="frank-wolfe"),
-    "weights, unit, FW": lambda pair: ob.WeightMatching(features="unit", solver="frank-wolfe"),
+    "weights": lambda _: weights(),
+    "weights, unit": candidate("weights"),
+    "weights, FW": lambda _: weights("frank-wolfe"),
+    "weights, unit, FW": lambda _: weights("frank-wolfe", features="unit"),
+    "covariance": lambda pair: weights(features=pair.seen),
+    "covariance, FW": lambda pair: weights("frank-wolfe", features=pair.seen),
     "synthetic correlation": lambda pair: pair.synthetic,
-    "synthetic hybrid 3": lambda pair: pair.hybrid(3.0, pair.synthetic),
-    "activations, product": lambda pair: pair.product,
-    "activations, correlation": lambda pair: pair.correlation,
-    "hybrid 1": lambda pair: pair.hybrid(1.0),
-    "hybrid 3": lambda pair: pair.hybrid(3.0),
-    "hybrid 10": lambda pair: pair.hybrid(10.0),
+    "synthetic, unit hybrid, FW": lambda pair: ob.Hybrid(pair.synthetic, weights("frank-wolfe", features="unit")),
+    "activations, product": candidate("activations, product"),
+    "activations, correlation": candidate("activations, correlation"),
+    "hybrid, mu 1": candidate("hybrid, mu 1"),
+    "hybrid, mu 3": candidate("hybrid, mu 3"),
+    "hybrid, mu 10": candidate("hybrid, mu 10"),
+    "hybrid from activations": candidate("hybrid from activations"),
+    "unit hybrid from activations": candidate("unit hybrid from activations"),
     "straight-through (labels)": lambda pair: ob.StraightThrough(pair.model, pair.labelled, epochs=EPOCHS),
-    "best of": lambda pair: ob.BestOf(pair.criterion, pair.candidates()),
-    "best": lambda pair: ob.Polish(pair.criterion, ob.BestOf(pair.criterion, pair.candidates())),
+    "best, not polished": lambda pair: ob.Best(pair.model, pair.inputs, rounds=0),
+    "best": lambda pair: ob.Best(pair.model, pair.inputs),
 }
 
 

@@ -67,11 +67,11 @@ def test_repair(cifar: Path, tmp_path: Path) -> None:
 
 def test_objectives(digits: Path, tmp_path: Path) -> None:
     network, data = "mnist_mlp_short", str(digits.parent)
-    given = ["--data", data, "--only", network, "--skip", "hybrid 1", "straight-through (labels)"]
+    given = ["--data", data, "--only", network, "--skip", "hybrid, mu 1", "straight-through (labels)"]
     record, out = run("objectives_table", tmp_path, *given, INPUTS=64)
-    assert "--skip 'hybrid 1' 'straight-through (labels)'" in record["command"]
+    assert "--skip 'hybrid, mu 1' 'straight-through (labels)'" in record["command"]
     cells = record["results"]["cells"]
-    assert "hybrid 1" not in cells
+    assert "hybrid, mu 1" not in cells
     assert {len(pairs) for pairs in cells.values()} == {3}
-    assert {"naive", "weights", "activations, correlation", "best of", "best"} <= set(cells)
+    assert {"naive", "weights", "activations, correlation", "best, not polished", "best"} <= set(cells)
     assert (out / "objectives_table.png").stat().st_size > 10_000
