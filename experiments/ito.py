@@ -29,6 +29,7 @@ NETS = {
 }
 GAMMAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 CALIBRATION = 5000  # training images whose statistics batch norm gets, and on which such a network's loss is measured
+MEASURED = 10_000  # images of a split, at most, on which losses are measured
 Method = Callable[["Lab", ob.Params, ob.Params], ob.Params]
 
 
@@ -63,7 +64,7 @@ class Lab:
 
     def curve(self, a: ob.Params, b: ob.Params, split: str = "test", points: int = 3) -> ob.Curve:
         """Measure the line from a to b."""
-        evaluate = self.evaluation(split)
+        evaluate = self.evaluation(split, MEASURED)
         return ob.evaluate_path(self.model, a, b, evaluate, points, batchnorm_batches=self.statistics)
 
 

@@ -54,7 +54,10 @@ def experiment(lab: Lab, args: argparse.Namespace) -> tuple[dict[str, Any], dict
         ),
         "hidden layers of two seeds have the same spectrum within a tenth, up to a factor": max(apart) < 0.1,
     }
-    panels = {"between seeds": pairs, "merged network": {f"{key[:-11]}\n{key[-9:]}": m for key, m in merged.items()}}
+    panels = {"between seeds": pairs}
+    panels |= {
+        f"merged network and {which}": {name: [merged[f"{name}, against {which}"]] for name in pairs} for which in "ab"
+    }
     figures = {
         "": ob.alignment_figure(panels, (0.0, LARGE)),
         "_spectra": ob.spectrum_figure(naive, ("seed 0", "seed 1")),
