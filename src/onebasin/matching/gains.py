@@ -14,7 +14,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from onebasin.matching.products import Budget, Product, Roles, outermost_first
+from onebasin.matching.products import Budget, Product, Roles, outermost_first, roundoff
 from onebasin.matching.terms import Dim, Labelled, Term, new, old
 from onebasin.params import compute_dtype
 from onebasin.permutation import Permutation
@@ -104,6 +104,8 @@ class Level:
 
 def order_of(spec: PermutationSpec, dims: Sequence[Dim], rows: Rows) -> Tensor:
     """Return the old position of every new position of a grid of units, both counted row by row."""
+    if not dims:
+        return torch.zeros(1, dtype=torch.int64)
     if len(dims) == 1 and rows[dims[0].group].values.dim() == 1:
         return rows[dims[0].group].values
     sizes = [spec.sizes[dim.group] for dim in dims]
@@ -146,7 +148,7 @@ class KeptGains:
         self._is_kept = varies and budget.take(self.n**2 * self.dtype.itemsize)
         self.matrix: Tensor | None = None
         self.seen: list[Tensor] = []
-        self.depth = self.updates = 0
+        self.roundings = self.updates = 0
 
     def update(self, rows: Rows) -> Tensor:
         """Return the matrix at `rows`: by the columns that changed if they are not too many, else anew."""
@@ -162,8 +164,8 @@ class KeptGains:
         assert self.matrix is not None
         for product, now, before, depth in zip(self.products, orders, self.seen, depths, strict=True):
             if depth:
-                product.add_to(self.matrix, now, before)
-        self.seen, self.depth, self.updates = orders, self.depth + sum(depths), self.updates + (sum(depths) > 0)
+                self.roundings += product.add_to(self.matrix, now, before)
+        self.seen, self.updates = orders, self.updates + (sum(depths) > 0)
         return self.matrix
 
     def _computed(self, orders: list[Tensor]) -> Tensor:
@@ -171,10 +173,9 @@ class KeptGains:
         dims = (*self.dims, *_olds(self.dims))
         for term in self.constants:
             matrix += term.contract(dims).reshape(self.n, self.n).to(matrix)
-        for product, order in zip(self.products, orders, strict=True):
-            product.add_to(matrix, order)
+        added = [product.add_to(matrix, order) for product, order in zip(self.products, orders, strict=True)]
         self.matrix, self.seen, self.updates = matrix, orders, 0
-        self.depth = sum(product.depth for product in self.products) + len(self.constants)
+        self.roundings = sum(added) + len(self.constants)
         return matrix
 
     def release(self) -> None:
@@ -192,12 +193,13 @@ class KeptGains:
     def change(self, before: Rows, after: Rows) -> tuple[float, float]:
         """Return what `after` gains over `before` by the matrix, and how far rounding may have moved that."""
         assert self.matrix is not None
-        was, now = (order_of(self.spec, self.dims, rows).to(self.device) for rows in (before, after))
-        units = (was != now).nonzero()[:, 0]
-        gained = self.matrix[units, now[units]].sum(dtype=torch.float64) - self.matrix[units, was[units]].sum(
-            dtype=torch.float64
-        )
-        return gained.item(), 2 * self.scale * (self.depth + 1) * torch.finfo(self.dtype).eps
+        units, was, now = self._moved(before, after)
+        taken, left = self.matrix[units, now], self.matrix[units, was]
+        size = math.fsum(product.size(units, was, now) for product in self.products)
+        if self.constants:  # what was on the way to an entry may have been larger than the entry and its products
+            size = 3 * size + (taken.abs() + left.abs()).sum(dtype=torch.float64).item()
+        gained = taken.sum(dtype=torch.float64) - left.sum(dtype=torch.float64)
+        return gained.item(), (self.roundings + 1) * roundoff(self.dtype) * size
 
     def exact_change(self, before: Rows, after: Rows) -> float:
         """Return what `after` gains over `before`, from the tensors themselves and in float64."""

@@ -15,8 +15,18 @@ from onebasin.spec import PermutationSpec
 
 # Elements of one matrix that are gathered and widened at a time (64 MB in float32): no copy of a large one is made.
 PIECE = 1 << 24
+# Columns that are multiplied at a time: what rounding may do to a sum of so many products is bounded by their number.
+BLOCK = 1024
 # Elements that are compared in float64 at a time.
 EXACT_PIECE = 1 << 18
+# Rows that are squared at a time: they stay in the cache.
+ROWS = 64
+
+
+def roundoff(dtype: torch.dtype) -> float:
+    """Return the largest relative error of one operation in a matrix product; more if torch may take short cuts."""
+    is_short = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return torch.finfo(torch.bfloat16).eps if is_short else torch.finfo(dtype).eps / 2
 
 
 class Budget:
@@ -107,6 +117,14 @@ class Side:
         part = part.to(compute_dtype(part))
         return part.flatten(1) if self.units_first else part.flatten(0, 1).T
 
+    def norms(self) -> Tensor:
+        """Return `Float[Tensor, "n"]`, the Euclidean norm of each unit."""
+        dtype = compute_dtype(self.values)
+        if self.units_first:
+            return torch.linalg.vector_norm(self.values.flatten(1), dim=1, dtype=dtype)
+        parts = (part.to(dtype).square().sum(0) for part in self.values.flatten(0, 1).split(ROWS))
+        return sum(parts, torch.zeros((), dtype=dtype, device=self.values.device)).sqrt()
+
     def rows(self, units: Tensor) -> Tensor:
         """Return `Float[Tensor, "units m fixed"]` of some units."""
         if self.units_first:
@@ -136,6 +154,7 @@ class Product:
         self.width = math.prod(term.a.sizes(roles.fixed))
         self.depth = self.positions * self.width
         self._sides: dict[bool, Side] = {}
+        self._norms: tuple[Tensor, ...] = ()
 
     def sides(self) -> tuple[Side, Side]:
         """Return A and B."""
@@ -151,18 +170,33 @@ class Product:
             self._sides[is_a] = side
         return side
 
-    def add_to(self, gains: Tensor, source: Tensor, seen: Tensor | None = None) -> None:
-        """Add the product at `source` to `gains`; where it was added at `seen` before, only the difference."""
+    def add_to(self, gains: Tensor, source: Tensor, seen: Tensor | None = None) -> int:
+        """Add the product at `source` to `gains`; where it was added at `seen` before, only the difference.
+
+        Returns:
+            r: entry (i, k) is off by at most r roundings of |A_i| |B_k| in consequence. A block of c columns is a sum
+            of c products, one more addition puts it to the gains, and differences are twice as large as what they are
+            of, and rounded themselves.
+        """
         a, b = self.sides()
-        step = max(1, PIECE * self.positions // a.values.numel())
+        step = max(1, min(PIECE * self.positions // a.values.numel(), BLOCK // self.width))
         if seen is None:
             for start in range(0, self.positions, step):
                 piece = slice(start, start + step)
                 gains.addmm_(a.columns(piece).to(gains.dtype), b.columns(source[piece]).T.to(gains.dtype))
-            return
-        for changed in (source != seen).nonzero()[:, 0].split(step):
+            return min(step, self.positions) * self.width + -(-self.positions // step)
+        pieces = (source != seen).nonzero()[:, 0].split(step)
+        for changed in pieces:
             difference = b.columns(source[changed]) - b.columns(seen[changed])
             gains.addmm_(a.columns(changed).to(gains.dtype), difference.T.to(gains.dtype))
+        return 2 * (len(pieces[0]) * self.width + 1) + len(pieces)
+
+    def size(self, units: Tensor, olds: Tensor, others: Tensor) -> float:
+        """Return the sum over `units` i, with old units k and l beside them, of |A_i| (|B_k| + |B_l|)."""
+        self._norms = self._norms or tuple(side.norms() for side in self.sides())
+        a, b = self._norms
+        both = b.index_select(0, olds) + b.index_select(0, others)
+        return torch.dot(a.index_select(0, units), both).item()
 
     def times(self, vectors: Tensor, source: Tensor) -> Tensor:
         """Return the product at `source` times `Float[Tensor, "n vectors"]`, without the product."""

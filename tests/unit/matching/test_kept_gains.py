@@ -6,7 +6,7 @@ import pytest
 import torch
 from specs import random_params
 
-from onebasin.matching import Objective, WeightMatching
+from onebasin.matching import Objective, WeightMatching, products
 from onebasin.matching.gains import FamilyGains, rows_of
 from onebasin.matching.products import Budget
 from onebasin.permutation import Permutation
@@ -85,6 +85,31 @@ def test_a_matrix_that_has_drifted_is_worn_and_computed_anew(dtype: torch.dtype)
     assert kept.matrix is None
     torch.testing.assert_close(kept.update(rows_of(p)), objective.gain(p, "P1"))
     assert not family.renew()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("block", [1, 7, 1024])
+def test_rounding_is_bounded_and_not_by_much(dtype: torch.dtype, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "BLOCK", block)
+    objective = objective_of(dtype)
+    family, p = kept_after(objective, swaps=5)
+    (kept,) = family.kept
+    for seed in range(20):
+        other = Permutation.random(p.spec, torch.Generator().manual_seed(seed))
+        after = {**rows_of(p), "P1": rows_of(other)["P1"]}
+        gained, bound = kept.change(rows_of(p), after)
+        exact = kept.exact_change(rows_of(p), after)
+        assert exact == pytest.approx(objective.value(Permutation(p.spec, {**p.indices, "P1": other.indices["P1"]}))
+                                      - objective.value(p), rel=1e-9, abs=1e-9)  # fmt: skip
+        assert abs(gained - exact) <= bound
+        assert bound < 1e4 * torch.finfo(kept.dtype).eps * kept.scale
+
+
+def test_a_product_that_may_take_short_cuts_is_known_to_be_less_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert products.roundoff(torch.float32) == 2**-24
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert products.roundoff(torch.float32) == 2**-7
+    assert products.roundoff(torch.float64) == 2**-53
 
 
 def test_without_room_nothing_is_kept() -> None:
