@@ -51,6 +51,7 @@ OWNED = {
     "huggingface_hub": {"checkpoints"},
     "cyclopts": {"cli"},
     "sklearn": {"demo"},
+    "numba": {"matching"},
 }
 NEVER = {"torchvision", "transformers", "timm"}
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,10 +14,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from onebasin.errors import ParamsError, UsageError
+from onebasin.matching.sinkhorn_prices import sinkhorn_prices
 
-# Elements that are certified together: small problems share a pass, and the pass stays within the cache.
+# Elements that are treated together: small problems share a pass, and the pass stays within the cache.
 BATCH = 1 << 18
-# Potentials that move by less than this share of the largest gain have converged: a few units of float64 rounding.
+# Problems of fewer units, if there are not many, are left to scipy: there is nothing to win, and nothing to compile.
+SMALL = 256
+# Shortest paths are fast as long as no larger share of the rows is without a column; else better prices come first.
+# Prices that were right for similar gains are better than their number of missing columns lets one think.
+MISSING, MISSING_WARM = 0.3, 0.75
+# Gaps and potentials below this share of the largest gains are the rounding of float64.
 SETTLED = 1e-15
 
 
@@ -43,7 +53,7 @@ def solve(gains: Tensor, warm: Assignment | None = None) -> Assignment:
     in the residual graph, and any potentials, converged or not, bound the optimum from above.
 
     Args:
-        gains: `Float[Tensor, "*batch n n"]`, any floating dtype and device; solved in float64.
+        gains: `Float[Tensor, "*batch n n"]`, any floating dtype and device; read in place in float32 and float64.
         warm: what was found for similar gains of the same shape; it changes the time, and which of several equal
             optima is found.
 
@@ -51,7 +61,7 @@ def solve(gains: Tensor, warm: Assignment | None = None) -> Assignment:
         UsageError: the last two dimensions are not square, or `warm` is of another shape.
         ParamsError: a gain is NaN or infinite.
 
-    Source: crouse2016 (the shortest augmenting path method behind `scipy.optimize.linear_sum_assignment`).
+    Source: jonker1987 (shortest augmenting paths); crouse2016 (those of scipy, for small problems).
     """
     _check(gains, warm)
     batch, n = gains.shape[:-2], gains.shape[-1]
@@ -59,9 +69,12 @@ def solve(gains: Tensor, warm: Assignment | None = None) -> Assignment:
         zero = torch.zeros(batch, dtype=torch.float64)
         rows = torch.zeros(gains.shape[:-1], dtype=torch.float64)
         return Assignment(rows.long(), zero, zero, rows)
-    pieces = gains.detach().reshape(-1, n, n).split(max(1, BATCH // n**2))
-    index, value, gap, duals = (torch.cat(parts) for parts in zip(*map(_solve_stack, pieces), strict=True))
-    return Assignment(index.reshape(*batch, n), value.reshape(batch), gap.reshape(batch), duals.reshape(*batch, n))
+    stack = gains.detach().to(torch.promote_types(gains.dtype, torch.float32)).reshape(-1, n, n)
+    found = [_solve_stack(*piece) for piece in _pieces(stack, warm)]
+    index, prices, short = (torch.cat(parts) for parts in zip(*found, strict=True))
+    value = stack.gather(-1, index[..., None].to(stack.device))[..., 0].double().sum(-1).cpu()
+    gap = short if short.eq(0).all() else short / _size(stack).clamp_min(torch.finfo(torch.float64).tiny)
+    return Assignment(index.reshape(*batch, n), value.reshape(batch), gap.reshape(batch), prices.reshape(*batch, n))
 
 
 def upper_bound(gains: Tensor, duals: Tensor) -> Tensor:
@@ -73,28 +86,111 @@ def upper_bound(gains: Tensor, duals: Tensor) -> Tensor:
     return (gains - duals[..., None, :]).amax(-1).sum(-1) + duals.sum(-1)
 
 
-def _solve_stack(gains: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the best assignments of a stack of matrices, with values, relative duality gaps and prices."""
-    stack = gains.to("cpu", torch.float64)
-    columns = [linear_sum_assignment(matrix, maximize=True)[1] for matrix in stack.numpy()]
+class Start(NamedTuple):
+    """Assignments of a stack of matrices, and prices, to start from."""
+
+    columns: Tensor
+    prices: Tensor
+
+
+class Found(NamedTuple):
+    """Assignments of a stack of matrices, prices that prove them, and the absolute duality gaps."""
+
+    columns: Tensor
+    prices: Tensor
+    short: Tensor
+
+
+def _pieces(stack: Tensor, warm: Assignment | None) -> Iterator[tuple[Tensor, Start | None]]:
+    """Cut a stack of problems, and where to start, into what is solved together."""
+    n = stack.shape[-1]
+    many = max(1, BATCH // n**2)
+    if warm is None:
+        yield from ((piece, None) for piece in stack.split(many))
+    else:
+        starts = (warm.index.reshape(-1, n).split(many), warm.duals.reshape(-1, n).split(many))
+        yield from ((piece, Start(*start)) for piece, *start in zip(stack.split(many), *starts, strict=True))
+
+
+def _solve_stack(stack: Tensor, start: Start | None) -> Found:
+    """Solve a stack of matrices by the method for their size and place."""
+    if stack.shape[-1] < SMALL and stack.numel() < BATCH // 2:
+        return _by_scipy(stack, start)
+    if has_numba() and stack.device.type == "cpu":
+        return _by_paths(stack, start)
+    return _by_scipy(stack, start)
+
+
+@cache
+def has_numba() -> bool:
+    """Return whether the extra `[fast]` is there."""
+    return find_spec("numba") is not None
+
+
+def _by_paths(stack: Tensor, start: Start | None) -> Found:
+    """Solve by compiled shortest augmenting paths, from prices that leave few rows without a column."""
+    from onebasin.matching import compiled
+
+    matrices = stack.contiguous().numpy()
+    prices = (stack.amax(-2).double() if start is None else start.prices.clone()).numpy()
+    index = np.full(prices.shape, -1) if start is None else start.columns.clone().numpy()
+    missing = compiled.first_pass(matrices, prices, index)
+    hard = missing > (MISSING if start is None else MISSING_WARM) * stack.shape[-1]
+    if hard.any():
+        those = stack if hard.all() else stack[torch.from_numpy(hard)]
+        better, none = sinkhorn_prices(those).numpy(), np.full((len(those), stack.shape[-1]), -1)
+        compiled.first_pass(those.contiguous().numpy(), better, none)
+        prices[hard], index[hard] = better, none
+    short = np.zeros(len(stack))
+    if missing.any():
+        compiled.complete(matrices, prices, index)
+        short = compiled.shortfalls(matrices, prices, index)
+    return Found(torch.from_numpy(index), torch.from_numpy(prices), torch.from_numpy(short))
+
+
+def _by_scipy(stack: Tensor, start: Start | None) -> Found:
+    """Solve by scipy unless what there is to start from is still optimal; find prices afterwards."""
+    if start is not None:
+        short = _shortfall(stack, *start)
+        if (short <= SETTLED * _size(stack)).all():
+            return Found(*start, short)
+    doubles = stack.to("cpu", torch.float64)
+    columns = [linear_sum_assignment(matrix, maximize=True)[1] for matrix in doubles.numpy()]
     index = torch.from_numpy(np.stack(columns).astype(np.int64))
-    return index, *_certify(stack, index)
+    prices = _prices(doubles, index)
+    return Found(index, prices, _shortfall(doubles, index, prices))
 
 
-def _certify(gains: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return value, relative duality gap and prices of the assignments `index` of a stack of matrices in float64.
+def _shortfall(stack: Tensor, index: Tensor, prices: Tensor) -> Tensor:
+    """Return by how much rows fall short of the best they could have at these prices, summed: the duality gap.
+
+    By weak duality no assignment is better than `index` by more, whatever the prices are and wherever they come from.
+    """
+    index, prices = index.to(stack.device), prices.to(stack.device)
+    short = torch.zeros(len(stack), dtype=torch.float64, device=stack.device)
+    height = max(1, BATCH // (len(stack) * stack.shape[-1]))
+    for rows, columns in zip(stack.split(height, -2), index.split(height, -1), strict=True):
+        margins = rows - prices[:, None, :]
+        short += (margins.amax(-1) - margins.gather(-1, columns[..., None])[..., 0]).sum(-1)
+    return short.cpu()
+
+
+def _size(stack: Tensor) -> Tensor:
+    """Return the sum over rows of the largest absolute gain: what gaps are a share of."""
+    return torch.maximum(stack.amax(-1), -stack.amin(-1)).double().sum(-1).cpu()
+
+
+def _prices(gains: Tensor, index: Tensor) -> Tensor:
+    """Return prices that prove the assignments `index` of a stack of matrices in float64, if they are optimal.
 
     With columns renumbered so that row i has column i, `loss[i, j]` is what row i loses when it takes column j. The
     assignment is optimal if and only if there are potentials with v[j] <= v[i] + loss[i, j]: shortest path lengths.
     """
     taken = gains.gather(-1, index[:, None, :].expand_as(gains))
-    kept = taken.diagonal(dim1=-2, dim2=-1)
-    loss = kept[..., None] - taken
+    loss = taken.diagonal(dim1=-2, dim2=-1)[..., None] - taken
     largest = torch.maximum(gains.amax(-1), -gains.amin(-1))
     potential = _potentials(loss, SETTLED * largest.amax(-1, keepdim=True))
-    short = (potential[:, None, :] - loss).amax(-1) - potential
-    gap = short.sum(-1) / largest.sum(-1).clamp_min(torch.finfo(torch.float64).tiny)
-    return kept.sum(-1), gap, torch.zeros_like(potential).scatter(-1, index, -potential)
+    return torch.zeros_like(potential).scatter(-1, index, -potential)
 
 
 def _potentials(loss: Tensor, settled: Tensor) -> Tensor:
@@ -128,7 +224,8 @@ def _check(gains: Tensor, warm: Assignment | None) -> None:
             "the assignment of gains of the same shape to start from",
             "pass what `solve` returned for such gains, or no start",
         )
-    if not torch.isfinite(gains).all():
+    # The sum is one cheap pass, and finite only if all gains are; finite gains may still have a sum that is not.
+    if not torch.isfinite(gains.sum()) and not torch.isfinite(gains).all():
         raise ParamsError(
             f"gains with {int((~torch.isfinite(gains)).sum())} values that are not finite",
             "finite gains",

@@ -1,0 +1,306 @@
+"""Compiled shortest augmenting paths (numba), which look at a whole row only when a path depends on it.
+
+Each row keeps its few best columns, and a bound on what any other column is worth to it. Prices only rise while paths
+are searched, so the bound stays true: a search runs over the kept columns alone, and looks at the row again only when
+it has come so far that another column could matter. So it is exact, without rounds and without a tolerance.
+
+Everywhere `stack` holds matrices of gains in their own dtype, `prices` are float64, `index` is row -> column (-1: none)
+and `owner` its inverse. The margin of a column is its gain less its price.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numba
+import numpy as np
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Columns a row keeps, at least and at most. With good prices 8 to 16 are enough; more cost little.
+LEAST, MOST = 12, 24
+# A row is looked through in so many interleaved lanes, each with its own maximum: this is what compilers vectorise.
+LANES = 128
+CHUNK = 32  # and so many columns at once are checked for any that matters
+INFINITY = np.inf
+
+
+class Kept(NamedTuple):
+    """The columns that rows keep.
+
+    Args:
+        columns: `Int[Array, "n most"]`; of row i the first `number[i]` count.
+        gains: what they are worth to the row.
+        number: how many; 0 if the row has never been looked at.
+        outside: no other column has a larger margin.
+    """
+
+    columns: Array
+    gains: Array
+    number: Array
+    outside: Array
+
+
+def compiled(function: Function) -> Function:
+    """Compile at the first call, and keep that on disk if there is a folder to write to."""
+    try:
+        return cast(Function, numba.njit(cache=True, error_model="numpy")(function))
+    except RuntimeError:  # neither the folder of this file nor the user's cache can be written to
+        return cast(Function, numba.njit(error_model="numpy")(function))
+
+
+@compiled
+def best_margin(row: Array, prices: Array, top: Array) -> float:
+    """Fill `top` with the largest margin of each lane, and return the largest of all."""
+    n = row.shape[0]
+    width = min(n, LANES)
+    for lane in range(width):
+        top[lane] = row[lane] - prices[lane]
+    for start in range(width, n, LANES):
+        gains, paid = row[start : start + LANES], prices[start : start + LANES]  # slices need no check for wrapping
+        for lane in range(gains.shape[0]):
+            margin = gains[lane] - paid[lane]
+            top[lane] = margin if margin > top[lane] else top[lane]
+    best = top[0]
+    for lane in range(1, width):
+        best = top[lane] if top[lane] > best else best
+    return best
+
+
+@compiled
+def best_column(row: Array, prices: Array, top: Array, best: float) -> int:
+    """Return a column of margin `best`, just after `best_margin` has filled `top`."""
+    for lane in range(min(LANES, row.shape[0])):
+        if top[lane] == best:
+            for column in range(lane, row.shape[0], LANES):
+                if row[column] - prices[column] == best:
+                    return column
+    return -1
+
+
+@compiled
+def first_pass(stack: Array, prices: Array, index: Array) -> Array:
+    """Keep the pairs of `index` that are tight, then let rows without one take their best column if it is free.
+
+    Returns how many rows of each problem have no column. None: what there is is optimal, and its gap exactly 0.
+    """
+    batch, n = index.shape
+    missing, top, wish = np.zeros(batch, np.int64), np.empty(LANES), np.empty(n, np.int64)
+    for b in range(batch):
+        taken = np.zeros(n, np.bool_)
+        for i in range(n):
+            best = best_margin(stack[b, i], prices[b], top)
+            column = index[b, i]
+            if column >= 0 and not taken[column] and stack[b, i, column] - prices[b, column] == best:
+                taken[column] = True
+            else:
+                index[b, i], wish[i] = -1, best_column(stack[b, i], prices[b], top, best)
+        for i in range(n):
+            if index[b, i] < 0 and not taken[wish[i]]:
+                index[b, i], taken[wish[i]] = wish[i], True
+            missing[b] += index[b, i] < 0
+    return missing
+
+
+@compiled
+def shortfalls(stack: Array, prices: Array, index: Array) -> Array:
+    """Return by how much rows fall short of their best margin, summed: the duality gap of each problem."""
+    batch, n = index.shape
+    gap, top = np.zeros(batch), np.empty(LANES)
+    for b in range(batch):
+        for i in range(n):
+            column = index[b, i]
+            gap[b] += best_margin(stack[b, i], prices[b], top) - (stack[b, i, column] - prices[b, column])
+    return gap
+
+
+@compiled
+def complete(stack: Array, prices: Array, index: Array) -> None:
+    """Give every row of every problem a column, by the shortest augmenting paths, from pairs that are tight."""
+    batch, n = index.shape
+    most = min(MOST, n)
+    kept = Kept(np.empty((n, most), np.int64), np.empty((n, most)), np.zeros(n, np.int64), np.empty(n))
+    for b in range(batch):
+        kept.number[:] = 0
+        kept.outside[:] = INFINITY
+        owner = np.full(n, -1, np.int64)
+        for i in range(n):
+            if index[b, i] >= 0:
+                owner[index[b, i]] = i
+        free = bid(stack[b], prices[b], index[b], owner, kept)
+        augment(free, stack[b], prices[b], index[b], owner, kept)
+
+
+@compiled
+def look_again(i: int, row: Array, prices: Array, kept: Kept) -> None:
+    """Choose the columns that row i keeps: the best at these prices, LEAST of them or more."""
+    n, most = row.shape[0], kept.columns.shape[1]
+    top, margins, columns = np.empty(LANES), np.empty(most), kept.columns[i]
+    best_margin(row, prices, top)
+    floor = nth_largest(top[: min(n, LANES)], LEAST) if n > most else -INFINITY
+    count, outside = 0, floor
+    for start in range(0, n, CHUNK):
+        gains, paid = row[start : start + CHUNK], prices[start : start + CHUNK]
+        if not any_reaches(gains, paid, floor):
+            continue
+        for at in range(gains.shape[0]):
+            margin = gains[at] - paid[at]
+            if margin < floor:
+                continue
+            if count < most:
+                margins[count], columns[count] = margin, start + at
+                count += 1
+            else:
+                worst = np.argmin(margins)
+                outside = max(outside, min(margin, margins[worst]))
+                if margin > margins[worst]:
+                    margins[worst], columns[worst] = margin, start + at
+    for k in range(count):
+        kept.gains[i, k] = row[columns[k]]
+    kept.number[i], kept.outside[i] = count, outside
+
+
+@compiled
+def any_reaches(gains: Array, paid: Array, floor: float) -> bool:
+    """Return whether any margin is `floor` or more; without a branch, so that it is done in vectors."""
+    found = 0
+    for at in range(gains.shape[0]):
+        found |= gains[at] - paid[at] >= floor
+    return found != 0
+
+
+@compiled
+def nth_largest(values: Array, nth: int) -> float:
+    """Return the `nth` largest of more than `nth` values."""
+    largest = np.full(nth, -INFINITY)
+    for value in values:
+        at = nth - 1
+        if value > largest[at]:
+            while at > 0 and largest[at - 1] < value:
+                largest[at] = largest[at - 1]
+                at -= 1
+            largest[at] = value
+    return largest[nth - 1]
+
+
+@compiled
+def two_best(i: int, row: Array, prices: Array, kept: Kept) -> tuple[int, float, float]:
+    """Return the best column of row i, its margin, and a bound on the margin of the second best."""
+    while True:
+        best, second, column = -INFINITY, -INFINITY, -1
+        for k in range(kept.number[i]):
+            margin = kept.gains[i, k] - prices[kept.columns[i, k]]
+            if margin > best:
+                second, best, column = best, margin, kept.columns[i, k]
+            elif margin > second:
+                second = margin
+        if best >= kept.outside[i]:
+            return column, best, max(second, kept.outside[i])
+        look_again(i, row, prices, kept)
+
+
+@compiled
+def bid(matrix: Array, prices: Array, index: Array, owner: Array, kept: Kept) -> list[int]:
+    """Let rows without a column bid, twice over (augmenting row reduction); return those that still have none.
+
+    A row takes its best column, and the price rises until the second best is as good; who had it bids in turn.
+    """
+    free = [i for i in range(index.shape[0]) if index[i] < 0]
+    for _ in range(2):
+        bids, later = 4 * len(free), [i for i in range(0)]
+        while len(free) > 0:
+            i = free.pop()
+            column, best, second = two_best(i, matrix[i], prices, kept)
+            loser = owner[column]
+            if loser >= 0 and (best <= second or bids <= 0):
+                later.append(i)
+                continue
+            bids -= 1
+            if best > second > -INFINITY:
+                prices[column] += best - second
+            index[i], owner[column] = column, i
+            if loser >= 0:
+                index[loser] = -1
+                free.append(loser)
+        free = later
+    return free
+
+
+@compiled
+def augment(free: list[int], matrix: Array, prices: Array, index: Array, owner: Array, kept: Kept) -> None:
+    """Give each free row a column: along the shortest path to a free one (Dijkstra); prices rise on the way.
+
+    An arc is as long as what its row loses by it. On the heap lie the columns that were reached, and -1 - i for rows
+    i that are to be looked at again at that length. `level` of a row is its own length and its best margin.
+    """
+    columns, gains, number, outside = kept
+    n = index.shape[0]
+    distance, before, done, level = np.full(n, INFINITY), np.empty(n, np.int64), np.zeros(n, np.bool_), np.empty(n)
+    for start in free:
+        heap, reached = [(0.0, -1)], [j for j in range(0)]
+        heap.pop()
+        end, shortest, i = -1, INFINITY, start
+        level[start] = two_best(start, matrix[start], prices, kept)[1]
+        while i >= 0:
+            for k in range(number[i]):
+                column = columns[i, k]
+                length = level[i] - (gains[i, k] - prices[column])
+                if length < shortest and length < distance[column] and not done[column]:
+                    if distance[column] == INFINITY:
+                        reached.append(column)
+                    distance[column], before[column] = length, i
+                    if owner[column] < 0:
+                        end, shortest = column, length
+                    else:
+                        heappush(heap, (length, column))
+            if level[i] - outside[i] < shortest:
+                heappush(heap, (level[i] - outside[i], -1 - i))
+            i = -1
+            while i < 0 and len(heap) > 0 and heap[0][0] < shortest:
+                length, column = heappop(heap)
+                if column < 0:
+                    row = -1 - column
+                    look_again(row, matrix[row], prices, kept)
+                    search = distance, before, done, level, reached, heap
+                    end, shortest = relax_all(row, matrix[row], prices, owner, search, end, shortest)
+                elif length == distance[column] and not done[column]:
+                    i, done[column] = owner[column], True
+                    level[i] = length + (matrix[i, column] - prices[column])
+                    if number[i] == 0:
+                        look_again(i, matrix[i], prices, kept)
+        for column in reached:
+            if done[column]:
+                prices[column] += shortest - distance[column]
+            distance[column], done[column] = INFINITY, False
+        while end >= 0:
+            i = before[end]
+            owner[end] = i
+            index[i], end = end, index[i]
+
+
+@compiled
+def relax_all(
+    i: int, row: Array, prices: Array, owner: Array, search: Any, end: int, shortest: float
+) -> tuple[int, float]:
+    """Follow the arcs of row i to all columns; return the nearest free column so far, and how far it is."""
+    distance, before, done, level, reached, heap = search
+    for start in range(0, row.shape[0], CHUNK):
+        gains, paid, known = row[start : start + CHUNK], prices[start : start + CHUNK], distance[start : start + CHUNK]
+        found = 0
+        for at in range(gains.shape[0]):
+            length = level[i] - (gains[at] - paid[at])
+            found |= (length < shortest) & (length < known[at])
+        for at in range(gains.shape[0] if found else 0):
+            length, column = level[i] - (gains[at] - paid[at]), start + at
+            if length < shortest and length < known[at] and not done[column]:
+                if known[at] == INFINITY:
+                    reached.append(column)
+                known[at], before[column] = length, i
+                if owner[column] < 0:
+                    end, shortest = column, length
+                else:
+                    heappush(heap, (length, column))
+    return end, shortest
