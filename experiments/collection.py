@@ -60,6 +60,19 @@ NETS = {
     "mnist_mlp_part": Net(mlp, MNIST, Recipe(1e-3, epochs=25, flax=True, share=0.5), 32),
 }
 
+TITLES = {
+    "cifar_resnet20_half": "ResNet20, width 1/2",
+    "cifar_resnet20_half_short": "ResNet20, width 1/2, 2 epochs",
+    "cifar_resnet20": "ResNet20, width 1",
+    "cifar_vgg11_quarter": "VGG11, batch norm, width 1/4",
+    "fashion_densenet": "DenseNet",
+    "fashion_mobilenet": "MobileNetV2, width 1/4",
+    "fashion_vgg11_plain": "VGG11, no norm, width 1/4",
+    "mnist_mlp_nobias": "MLP 400-200-100, no biases",
+    "mnist_mlp": "MLP 3x512, 100 epochs",
+    "mnist_mlp_short": "MLP 3x512, 5 epochs",
+}
+
 
 @cache
 def read(folder: Path) -> dict[str, Split]:

@@ -15,6 +15,7 @@ activations do far better; "best", which chooses and then polishes by the label-
 below activation matching on every network, and at half of it or less on the narrow ResNet20.
 """
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,23 +29,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import onebasin as ob
-from collection import NETS, measured, params_of, read
+from collection import NETS, TITLES, measured, params_of, read
 from data import Split, batches
-from running import bars, judged, keep, options
+from running import ADDED, bars, command, judged, keep, options
 
 NAME = "objectives_table"
-ROWS = {
-    "cifar_resnet20_half": "ResNet20, width 1/2",
-    "cifar_resnet20_half_short": "the same, short training",
-    "cifar_resnet20": "ResNet20, width 1",
-    "cifar_vgg11_quarter": "VGG11, batch norm, width 1/4",
-    "fashion_densenet": "DenseNet",
-    "fashion_mobilenet": "MobileNetV2, width 1/4",
-    "fashion_vgg11_plain": "VGG11, no norm, width 1/4",
-    "mnist_mlp_nobias": "MLP 400-200-100, no biases",
-    "mnist_mlp": "MLP 3x512",
-    "mnist_mlp_short": "the same, 5 epochs",
-}
+NETWORKS = list(TITLES)
 INPUTS, STATISTICS = 1024, 2048  # unlabelled training images for matching; those of the batch-norm statistics
 LABELLED, EPOCHS = 5000, 2  # training images with labels, for straight-through matching alone, and passes over them
 
@@ -147,7 +137,7 @@ def expectations(name: str, cells: Mapping[str, list[dict[str, Any]]]) -> dict[s
 
 def kept(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the results of all records in `folder`."""
-    files = {name: folder / f"{NAME}_{name}.json" for name in ROWS}
+    files = {name: folder / f"{NAME}_{name}.json" for name in NETWORKS}
     return {
         name: json.loads(file.read_text(encoding="utf-8"))["results"] for name, file in files.items() if file.exists()
     }
@@ -156,7 +146,7 @@ def kept(folder: Path) -> dict[str, dict[str, Any]]:
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a Markdown table: a line per method, a column per network, mean [lowest..highest]."""
     methods = list(dict.fromkeys(method for found in results.values() for method in found["cells"]))
-    lines = ["| | " + " | ".join(ROWS[name] for name in results) + " |", "|---" * (len(results) + 1) + "|"]
+    lines = ["| | " + " | ".join(TITLES[name] for name in results) + " |", "|---" * (len(results) + 1) + "|"]
     for method in methods:
         row = []
         for found in results.values():
@@ -170,16 +160,16 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 def figure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Return a panel per network with a line per method."""
     panels = {
-        ROWS[name]: {method: barriers(found["cells"], method) for method in found["cells"]}
+        TITLES[name]: {method: barriers(found["cells"], method) for method in found["cells"]}
         for name, found in results.items()
     }
-    return bars(panels, "midpoint test loss minus the mean of the ends (nats): bar: mean, dots: pairs")
+    return bars(panels, ADDED)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train and measure, write a record per network, and table and figure of all."""
     parser = options(__doc__, data="folder of the folders of the data sets")
-    parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="NAME", help="which")
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME", help="which")
     parser.add_argument("--skip", nargs="+", choices=list(METHODS), default=[], metavar="METHOD", help="leave out")
     args = parser.parse_args(arguments)
     methods = [method for method in METHODS if method not in args.skip]
@@ -189,11 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(name)
         found["expected"] = judged(expectations(name, found["cells"]))
         recipe = {"training": asdict(NETS[name].recipe)}
-        call = " ".join(
-            [f"python experiments/{NAME}.py --data DIR --only {name}"]
-            + (["--skip", *(f"'{method}'" for method in args.skip)] if args.skip else [])
-            + (["--models DIR"] if args.models else [])
-        )
+        call = command(NAME, parser, argparse.Namespace(**vars(args) | {"only": [name]}))
         keep(args.out, f"{NAME}_{name}", call, settings | recipe, found, time.perf_counter() - begin)
     results = kept(args.out)
     print(table(results))

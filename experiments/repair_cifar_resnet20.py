@@ -20,9 +20,9 @@ from statistics import fmean
 from typing import Any
 
 import onebasin as ob
-from collection import NETS, measured, params_of, read
+from collection import NETS, TITLES, measured, params_of, read
 from data import batches
-from running import bars, command, judged, keep, options
+from running import ADDED, bars, command, judged, keep, options
 
 NAME = "repair_cifar_resnet20"
 NETWORKS = ("cifar_resnet20_half", "cifar_resnet20", "fashion_vgg11_plain")
@@ -92,11 +92,12 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {"matching": MATCHING, "statistics": STATISTICS, "training": training, "published": PUBLISHED}
     keep(args.out, NAME, command(NAME, parser, args), settings, results, time.perf_counter() - begin)
     panels = {
-        name: {way: [pair["barriers"][way]["loss"] for pair in results[name]["pairs"]] for way in results[name]["mean"]}
+        TITLES[name]: {
+            way: [pair["barriers"][way]["loss"] for pair in results[name]["pairs"]] for way in results[name]["mean"]
+        }
         for name in args.only
     }
-    label = "midpoint test loss minus the mean of the ends (nats): bar: mean, dots: pairs"
-    bars(panels, label).savefig(args.out / f"{NAME}.png", dpi=110)
+    bars(panels, ADDED).savefig(args.out / f"{NAME}.png", dpi=110)
 
 
 if __name__ == "__main__":

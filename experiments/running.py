@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -10,6 +11,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 import onebasin as ob
+
+ADDED = "midpoint test loss minus the mean of the ends (nats)\nbar: mean, dots: pairs"
 
 
 def options(about: str | None, data: str | None = None) -> argparse.ArgumentParser:
@@ -29,7 +32,8 @@ def command(name: str, parser: argparse.ArgumentParser, args: argparse.Namespace
         if isinstance(value, Path):
             words += [f"--{key} DIR"] if key != "out" else []
         elif value != parser.get_default(key):
-            words.append(f"--{key.replace('_', '-')} {value}")
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{key.replace('_', '-')}", *(shlex.quote(str(one)) for one in values)]
     return " ".join(words)
 
 
@@ -59,7 +63,7 @@ def bars(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str) -> Fig
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    figure = Figure(figsize=(2 + 2.9 * columns, rows * (0.9 + 0.21 * len(names))), layout="constrained")
+    figure = Figure(figsize=(3 + 2.9 * columns, 0.3 + rows * (0.9 + 0.21 * len(names))), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     for ax, (title, lines) in zip(axes, panels.items(), strict=False):
         ax.barh(names, [fmean(lines[name]) if name in lines else 0.0 for name in names], color="#56B4E9", height=0.7)
