@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from onebasin.batchnorm import recompute_batchnorm
+from onebasin.errors import UsageError
 from onebasin.functional import check_repeatable
 from onebasin.matching import (
     ActivationMatching,
@@ -23,7 +24,7 @@ from onebasin.matching import (
     WeightMatching,
 )
 from onebasin.matching.features import covariance_features
-from onebasin.matching.straight_through import BatchLoss
+from onebasin.matching.following import BatchLoss
 from onebasin.pairs import PairMoments, PairStatistics
 from onebasin.params import Params
 from onebasin.permutation import Permutation
@@ -55,7 +56,7 @@ class Best:
         seed: of all visiting orders.
 
     Raises:
-        UsageError: batches that can be read only once.
+        UsageError: batches that can be read only once, or a negative number of rounds.
 
     Differs: no paper has it; the methods are those of ainsworth2023 and their hybrids.
     """
@@ -70,6 +71,8 @@ class Best:
 
     def __post_init__(self) -> None:
         check_repeatable(self.batches)
+        if self.rounds < 0:
+            raise UsageError(f"{self.rounds} rounds of polish", "none or more", "pass rounds=0 for none")
 
     def candidates(
         self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress = silent

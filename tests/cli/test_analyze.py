@@ -102,7 +102,7 @@ def test_three_models_are_compared_with_each_other_and_span_a_plane(run: Run, fo
     results = ran.document["results"]
     spec, a, _, b = models(folder)
     c = align(spec, a, load(folder / "c.pt"), WeightMatching()).permutation.apply(load(folder / "c.pt"))
-    loss = load_callable("net.py:loss", "--eval")
+    loss = load_callable("net.py:loss", "--eval", ("predict",))
     exact = pairwise_curves(load_model("net.py:build"), {"A": a, "B": b, "C": c}, loss)
     assert list(results["lines"]) == ["A - B", "A - C", "B - C"]
     for (one, other), curve in exact.items():
@@ -160,13 +160,13 @@ def test_a_dry_run_checks_everything_and_writes_nothing(run: Run, folder: Path) 
     [
         ("analyze a.pt", "1 models to analyze"),
         (f"analyze {TWO} --gamma 1.5", "gamma = 1.5"),
-        (f"analyze {TWO} --loss net.py:squared", "--loss without --batches"),
+        (f"analyze {TWO} --loss net.py:squared", "--loss with --matcher weight"),
         (f"analyze {TWO} --batchnorm-data net.py:images", "--batchnorm-data without --eval"),
         (f"analyze {TWO} --eval net.py:not_finite", "nan"),
         (f"analyze {TWO} --eval net.py:number", "is a int"),
         (f"analyze {TWO} --batches net.py:images", "a batch is a Tensor"),
         (f"analyze {TWO} --batches net.py:failing", "no weights today"),
-        (f"analyze {TWO} --batches net.py:batches --loss net.py:no_arguments", "TypeError"),
+        (f"analyze {TWO} --batches net.py:batches --loss net.py:no_arguments", "(logits, labels)"),
         (f"analyze {TWO} --batches net.py:batches --loss net.py:nowhere", "nowhere"),
         ("analyze a.pt none.pt", "none.pt does not exist"),
     ],

@@ -169,7 +169,8 @@ def test_specs_and_permutations_that_do_not_fit(refused: Refused, run: Run, fold
 @pytest.mark.parametrize(
     ("evaluate", "words"),
     [
-        ("net.py:no_arguments", ("TypeError",)),
+        ("net.py:no_arguments", ("no_arguments()", "(predict)")),
+        ("net.py:squared", ("squared(logits, labels)", "(predict)")),
         ("net.py:text", ("returned 'low'",)),
         ("net.py:not_finite", ("lam = 0", "nan")),
         ("net.py:image_loss", ("RuntimeError", "net.py:")),
@@ -185,6 +186,13 @@ def test_batches_that_do_not_fit(refused: Refused) -> None:
     refused(f"merge ca.pt cb.pt {convnet} --batchnorm-data net.py:inputs --out new", "net.py:inputs raised")
     refused(f"merge ca.pt cb.pt {convnet} --batchnorm-data net.py:number --out new", "a int")
     refused(f"merge a.pt b.safetensors {MODEL} --weights 1 --out new", "2 models and the weights")
+    refused(f"merge a.pt b.safetensors {MODEL} --data net.py:batches --out new", "--data with --matcher weight")
+    for flag in ("--repair", "--recompute-batchnorm"):
+        for verb in ("merge", "barrier --eval net.py:loss"):
+            line = f"{verb} ca.pt cb.pt {convnet} {flag}"
+            refused(f"{line} --out new", f"{flag} without inputs", "--data or --batchnorm-data")
+            refused(f"{line} --data net.py:number --out new", "a int")
+    refused(f"merge ca.pt cb.pt {convnet} --repair --data net.py:batches --out new", "--data net.py:batches raised")
 
 
 @pytest.mark.parametrize(
@@ -222,13 +230,33 @@ def test_the_installed_program_fails_in_the_same_way(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["align", "merge", "barrier --eval net.py:loss"])
-def test_activation_matching_without_inputs_or_with_wrong_ones(refused: Refused, verb: str) -> None:
+@pytest.mark.parametrize("matcher", ["activation", "best"])
+def test_matching_without_inputs_or_with_wrong_ones(refused: Refused, verb: str, matcher: str) -> None:
     line = f"{verb} a.pt b.safetensors {MODEL} --out new"
-    refused(f"{line} --matcher activation", "without inputs", "--data", "--synthetic")
-    refused(f"{line} --matcher activation --data net.py:batches --synthetic", "both --data and --synthetic")
-    refused(f"{line} --synthetic", "--matcher activation")
-    refused(f"{line} --matcher activation --data net.py:nowhere", "--data 'net.py:nowhere'")
-    refused(f"{line} --matcher activation --data net.py:images", "(6, 2, 5, 5)")
+    refused(f"{line} --matcher {matcher}", f"{matcher} without inputs", "--data", "--synthetic")
+    refused(f"{line} --matcher {matcher} --data net.py:batches --synthetic", "both --data and --synthetic")
+    refused(f"{line} --synthetic", "--matcher activation or best")
+    refused(f"{line} --matcher frank-wolfe --data net.py:batches", "--matcher activation or straight-through")
+    refused(f"{line} --matcher {matcher} --data net.py:nowhere", "--data 'net.py:nowhere'")
+    refused(f"{line} --matcher {matcher} --data net.py:images", "(6, 2, 5, 5)")
+
+
+def test_following_a_loss_that_does_not_work(refused: Refused) -> None:
+    line = f"align a.pt b.safetensors {MODEL} --out new"
+    given = f"{line} --data net.py:batches --epochs 1"
+    refused(f"{line} --matcher straight-through", "without inputs", "--data")
+    refused(f"{line} --matcher straight-through --synthetic", "--synthetic with --matcher straight-through")
+    refused(f"{line} --loss net.py:squared", "--loss with --matcher weight")
+    for matcher in ("straight-through", "sinkhorn", "best"):
+        refused(f"{given} --matcher {matcher} --loss net.py:loss", "loss(predict)", "(logits, labels)")
+        refused(f"{given} --matcher {matcher} --loss net.py:broken", "--loss net.py:broken raised KeyError", "net.py:")
+        refused(f"{given} --matcher {matcher} --loss net.py:infinite", "inf")
+    for matcher in ("straight-through", "sinkhorn"):
+        refused(f"{given} --matcher {matcher} --loss net.py:constant", "cannot be differentiated")
+        refused(f"{line} --matcher {matcher} --data net.py:images", "--data net.py:images raised RuntimeError")
+        refused(f"{line} --matcher {matcher} --data net.py:inputs", "labels")
+    refused(f"{line} --data net.py:batches --matcher straight-through --epochs 0", "0 epochs")
+    refused(f"{given} --matcher best --rounds -1", "-1 rounds")
 
 
 def test_activation_matching_without_a_model(refused: Refused, run: Run) -> None:
@@ -255,16 +283,20 @@ def test_ctrl_c_in_matching_keeps_the_best_permutation_so_far(
     folder: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     def interrupted(task: str, done: int, total: int) -> None:
-        raise KeyboardInterrupt
+        if task == "matching" and not pressed:
+            pressed.append(task)
+            raise KeyboardInterrupt
 
+    pressed: list[str] = []
     for verb in ("align", "merge"):
         monkeypatch.setattr(f"onebasin.cli.{verb}.progress_bars", lambda: nullcontext(interrupted))
-    aligned = run(f"align a.pt b.safetensors {MODEL} --out new.pt")
-    assert aligned.status == 130
-    assert "best permutation" in aligned.stdout
-    assert (folder / "new.pt").exists()
-    assert run(f"merge a.pt b.safetensors {MODEL} --out merged.pt").status == 130
-    assert not (folder / "merged.pt").exists()
+    for line in ("align a.pt b.safetensors", "merge a.pt b.safetensors", "merge a.pt b.safetensors c.pt --method many"):
+        ran = run(f"{line} {MODEL} --out new.pt --force")
+        assert ran.status == 130
+        assert "best permutation" in ran.stdout
+        assert "wrote new.pt" in ran.stdout
+        assert set(load(folder / "new.pt")) == set(load(folder / "a.pt"))
+        assert pressed.pop() == "matching"
 
 
 def test_safetensors_with_other_names(refused: Refused, folder: Path) -> None:

@@ -61,8 +61,8 @@ class Data:
         grid: Number of points along either axis of the plane.
         batchnorm_data: Callable that returns batches of inputs; batch-norm statistics are recomputed at every point.
         batches: Callable that returns batches of (inputs, labels); with it the barrier is estimated from derivatives,
-            and the inputs of every layer of the first model are laid along its singular vectors.
-        loss: Function of (logits, labels), the mean loss of a batch, for that estimate. Default: cross entropy.
+            and the inputs of every layer of the first model are laid along its singular vectors. The loss is --loss, or
+            cross entropy.
     """
 
     evaluate: Annotated[str | None, Parameter(name="--eval")] = None
@@ -70,12 +70,9 @@ class Data:
     grid: int = 17
     batchnorm_data: str | None = None
     batches: str | None = None
-    loss: str | None = None
 
     def check(self) -> None:
         """Raise `UsageError` if a flag is given without the one it belongs to."""
-        if self.loss is not None and self.batches is None:
-            raise UsageError("--loss without --batches", "batches to differentiate the loss on", "add --batches")
         if self.batchnorm_data is not None and self.evaluate is None:
             raise UsageError("--batchnorm-data without --eval", "something to evaluate", "add --eval, or leave it out")
 
@@ -86,13 +83,13 @@ class Data:
         data = None if self.batchnorm_data is None else load_batches(self.batchnorm_data, "--batchnorm-data")
         return Line(model, evaluation(self.evaluate), self.points, data)
 
-    def derivatives(self, model: nn.Module | None, outputs: Outputs) -> Derivatives | None:
+    def derivatives(self, model: nn.Module | None, outputs: Outputs, loss: str | None) -> Derivatives | None:
         """Return how derivatives and inputs of layers are measured; None without batches."""
         if model is None or self.batches is None:
             return None
         batches = load_batches(self.batches, "--batches")
-        loss = cross_entropy if self.loss is None else load_callable(self.loss, "--loss")
-        return Derivatives(model, batches, loss, f"--batches {self.batches}", outputs)
+        function = cross_entropy if loss is None else load_callable(loss, "--loss", ("logits", "labels"))
+        return Derivatives(model, batches, function, f"--batches {self.batches}", outputs)
 
 
 DataFlags = Annotated[Data, Parameter(name="*", group="Measured on data")]
@@ -133,8 +130,9 @@ def analyze(
     for one in gamma:
         Spectrum({}, one)  # a threshold out of range is told before any work is done
     data.check()
-    module = choice.module(architecture, needed=data.evaluate is not None or data.batches is not None)
-    line, derivatives = data.line(module), data.derivatives(module, architecture.held())
+    used = () if data.batches is None else ("--loss",)
+    module = choice.module(architecture, needed=data.evaluate is not None or data.batches is not None, used=used)
+    line, derivatives = data.line(module), data.derivatives(module, architecture.held(), choice.loss)
     spec = architecture.permutation_spec(module)
     matcher = choice.build(matching, architecture, module)
     settings = {"architecture": architecture, "choice": choice, "matcher": matching, "data": data, "gamma": gamma}

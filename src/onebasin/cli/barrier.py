@@ -14,6 +14,7 @@ from onebasin.analysis import Curve
 from onebasin.checkpoints import check_target, load_permutation, write_directory
 from onebasin.cli.matcher import CHOICE, ChoiceFlags
 from onebasin.cli.measuring import Line, evaluation
+from onebasin.cli.mending import MENDING, MendingFlags
 from onebasin.cli.options import (
     ARCHITECTURE,
     MATCHING,
@@ -21,13 +22,11 @@ from onebasin.cli.options import (
     ArchitectureFlags,
     MatchingFlags,
     OutputFlags,
-    has_batchnorm,
     on_device_of,
     read_for,
 )
-from onebasin.cli.resolve import load_batches
 from onebasin.cli.run import RECORD, Run, finished, wrote
-from onebasin.cli.terminal import Outcome, note, progress_bars
+from onebasin.cli.terminal import Outcome, progress_bars
 from onebasin.matching import align
 from onebasin.report.record import dumps
 from onebasin.report.tables import alignment_table, barrier_legend, barrier_table
@@ -44,7 +43,7 @@ def barrier(
     evaluate: Annotated[str, Parameter(name="--eval")],
     permutation: Path | None = None,
     points: int = 25,
-    batchnorm_data: str | None = None,
+    mending: MendingFlags = MENDING,
     architecture: ArchitectureFlags = ARCHITECTURE,
     choice: ChoiceFlags = CHOICE,
     matching: MatchingFlags = MATCHING,
@@ -63,22 +62,23 @@ def barrier(
             per example, or a dict such as {"loss": 0.1, "accuracy": 0.9}.
         permutation: Written by `onebasin align`, used in place of matching.
         points: Number of points, ends included; an odd number has the midpoint among them.
-        batchnorm_data: Callable that returns batches of inputs; batch-norm statistics are recomputed at every point.
+        mending: What is done to the network at every point of the line.
         architecture: Which architecture.
         choice: Which matcher, and the inputs it looks at.
         matching: How the permutation is found.
     """
     if output.out is not None:
         check_target(output.out, force=output.force)
-    choice.check()
-    batches = None if batchnorm_data is None else load_batches(batchnorm_data, "--batchnorm-data")
-    line = Line(architecture.build(), evaluation(evaluate), points, batches)
-    spec = architecture.permutation_spec(line.model)
+    choice.check(mending.used())
+    tools, model = mending.tools(choice.data), architecture.build()
+    measure = evaluation(evaluate)
+    spec = architecture.permutation_spec(model)
+    line = Line(model, measure, points, tools.batches, tools.path(model, spec))
     matcher = choice.build(matching, architecture, line.model)
     given = None if permutation is None else load_permutation(permutation, spec)
     settings: dict[str, Any] = {"architecture": architecture, "permutation": permutation}
     settings |= {"choice": choice, "matcher": matching} if given is None else {"matcher": None}
-    settings |= {"eval": evaluate, "points": points, "batchnorm": batchnorm_data}
+    settings |= {"eval": evaluate, "points": points, "mending": mending}
     run = Run(spec, (read_for(spec, a), read_for(spec, b)), settings, output)
     if output.dry_run:
         return run.plan()
@@ -89,8 +89,7 @@ def barrier(
         assert chosen is not None
         ends = {"naive": moved, "matched": chosen.apply(moved)}
         curves = {label: line.curve(reference, end, label, progress) for label, end in ends.items()}
-    if batches is None and has_batchnorm(spec):
-        note("batch-norm statistics were interpolated; give --batchnorm-data to recompute them at every point")
+    tools.remark(spec, "interpolated")
     alignment = {} if found is None else {"alignment": found.to_json()}
     entry = run.record({label: curve.to_json() for label, curve in curves.items()} | alignment)
     view: list[RenderableType] = [barrier_table(curves), Text(barrier_legend())]

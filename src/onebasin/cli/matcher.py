@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
-from torch import nn
+from torch import Tensor, nn
 
 from onebasin.activations import Activations
+from onebasin.best import Best
 from onebasin.cli.options import Architecture, on_device_of
-from onebasin.cli.resolve import guarded, load_batches
+from onebasin.cli.resolve import guarded, load_batches, load_callable
 from onebasin.errors import UsageError
-from onebasin.matching import ActivationMatching, Matcher, WeightMatching
-from onebasin.moments import CrossStatistics
+from onebasin.functional import Predict, labels_of, logits_of
+from onebasin.matching import (
+    ActivationMatching,
+    Alignment,
+    Matcher,
+    SinkhornRebasin,
+    StraightThrough,
+    WeightMatching,
+)
+from onebasin.matching.following import BatchLoss, classification_loss
 from onebasin.params import Params
-from onebasin.progress import Progress
+from onebasin.permutation import Permutation
+from onebasin.progress import Progress, silent
 from onebasin.spec import PermutationSpec
 from onebasin.synthetic import synthetic_batches
+
+BY_WEIGHTS = ("weight", "frank-wolfe", "sinkhorn")  # those that need no data
+BY_LABELS = ("straight-through", "sinkhorn")  # those that follow a loss with labels, if there are data
+# Matcher -> the inputs it takes.
+TAKES: dict[str, tuple[str, ...]] = {
+    "weight": (),
+    "activation": ("--data", "--synthetic"),
+    "straight-through": ("--data",),
+    "sinkhorn": ("--data",),
+    "frank-wolfe": (),
+    "best": ("--data", "--synthetic"),
+}
+SHOWN = {"--data": "--data package.module:callable", "--synthetic": "--synthetic"}
 
 
 @dataclass(frozen=True)
@@ -25,56 +49,127 @@ class Choice:
     """Which matcher, and what it looks at.
 
     Args:
-        matcher: "weight": the closest weights; "activation": the closest activations, on --data or --synthetic inputs.
-        data: Callable that returns batches of inputs, for activation matching.
-        synthetic: Draw inputs at random, shaped as --inputs, for activation matching without data.
+        matcher: "weight": the closest weights; "frank-wolfe": the same, all groups at once; "activation": the closest
+            activations; "straight-through": the lowest loss in between, learnt from labels; "sinkhorn": the same by
+            soft orders, or the closest weights if there is no --data; "best": several of these and hybrids, chosen and
+            then polished by what both networks say of the inputs: the one to use if it may take minutes.
+        data: Callable that returns batches of inputs, or of (inputs, labels) for methods that follow a loss.
+        synthetic: Draw inputs at random, shaped as --inputs, for activation or best without data.
         statistic: What activation matching compares: "product", as published, or "correlation".
+        loss: Function of (logits, labels), the mean loss of a batch, for straight-through and sinkhorn in the place of
+            cross entropy, and for best in the place of what both networks say.
+        epochs: Passes of straight-through or sinkhorn over the data. Default: 250 and 10.
+        rate: Learning rate of straight-through or sinkhorn. Default: 0.01 and 0.1.
+        rounds: Of the polish of best, at most; 0 for none.
     """
 
-    matcher: Literal["weight", "activation"] = "weight"
+    matcher: Literal["weight", "activation", "straight-through", "sinkhorn", "frank-wolfe", "best"] = "weight"
     data: str | None = None
     synthetic: bool = False
     statistic: Literal["product", "correlation"] = "product"
+    loss: str | None = None
+    epochs: int | None = None
+    rate: float | None = None
+    rounds: int = 10
 
-    def check(self) -> None:
-        """Raise `UsageError` if the flags contradict each other."""
-        given = self.data is not None or self.synthetic
-        if self.matcher == "weight" and given:
-            raise UsageError("--data or --synthetic", "them with --matcher activation", "add it, or leave them out")
-        if self.matcher == "activation" and (self.data is None) != self.synthetic:
-            got = "both --data and --synthetic" if given else "--matcher activation without inputs"
-            do = "name a callable that returns batches, or have inputs drawn at random"
-            raise UsageError(got, "either --data package.module:callable or --synthetic", do)
+    @property
+    def follows_a_loss(self) -> bool:
+        """Whether labels are needed."""
+        return self.matcher in BY_LABELS and self.data is not None
 
-    def module(self, architecture: Architecture, *, needed: bool = False) -> nn.Module | None:
+    def check(self, used: Collection[str] = ()) -> None:
+        """Raise `UsageError` if the flags contradict each other; `used` are those that the verb needs for itself."""
+        name, takes = f"--matcher {self.matcher}", TAKES[self.matcher]
+        given = [flag for flag, value in (("--data", self.data), ("--synthetic", self.synthetic or None)) if value]
+        extra = [flag for flag in given if flag not in (*takes, *used)]
+        if extra:
+            others = [matcher for matcher, flags in TAKES.items() if extra[0] in flags]
+            do = "add one of these, or leave it out"
+            raise UsageError(f"{extra[0]} with {name}", f"it with --matcher {' or '.join(others)}", do)
+        if len(given) > 1 or (not given and takes and self.matcher not in BY_WEIGHTS):
+            got = "both --data and --synthetic" if given else f"{name} without inputs"
+            do = "name a callable that returns batches, or have inputs drawn at random if that is offered"
+            raise UsageError(got, "either " + " or ".join(SHOWN[flag] for flag in takes), do)
+        if self.loss is not None and not (self.follows_a_loss or self.matcher == "best" or "--loss" in used):
+            expected = (
+                "it with --matcher best, straight-through or sinkhorn (with --data), or in analyze with --batches"
+            )
+            raise UsageError(f"--loss with {name}", expected, "add one of these, or leave it out")
+
+    def module(
+        self, architecture: Architecture, *, needed: bool = False, used: Collection[str] = ()
+    ) -> nn.Module | None:
         """Return the model if the matcher runs it, or if it is `needed` for something else.
 
         Raises:
             UsageError: the flags contradict each other, or there is no model.
         """
-        self.check()
-        return architecture.build() if needed or self.matcher == "activation" else None
+        self.check(used)
+        return architecture.build() if needed or self.follows_a_loss or self.matcher not in BY_WEIGHTS else None
 
     def build(self, weight: WeightMatching, architecture: Architecture, model: nn.Module | None) -> Matcher:
-        """Return the matcher; `model` is not used for weight matching.
+        """Return the matcher; `model` is not used by those that match weights alone.
 
         Raises:
             UsageError: the inputs cannot be had.
         """
-        if self.matcher == "weight" or model is None:
-            return weight
+        if model is None or (self.matcher in BY_WEIGHTS and not self.follows_a_loss):
+            return weight if self.matcher == "weight" else replace(weight, solver=self.matcher)  # type: ignore[arg-type]
+        batches, what = self._inputs(architecture, model)
+        return OnModel(self._on(model, batches, weight, architecture), model, what)
+
+    def _inputs(self, architecture: Architecture, model: nn.Module) -> tuple[Iterable[Any], str]:
         if self.data is not None:
-            batches, what = load_batches(self.data, "--data"), f"--data {self.data}"
-        else:
-            example, what = architecture.example_inputs(model), "--synthetic"
-            batches = guarded(lambda: synthetic_batches(model, example), what)
-        activations = Activations(model, batches, batchnorm=self.synthetic, outputs=architecture.held())
+            return load_batches(self.data, "--data"), f"--data {self.data}"
+        example = architecture.example_inputs(model)
+        return guarded(lambda: synthetic_batches(model, example), "--synthetic"), "--synthetic"
 
-        def measure(spec: PermutationSpec, a: Params, b: Params, progress: Progress) -> dict[str, CrossStatistics]:
-            one, other = on_device_of(model, a), on_device_of(model, b)
-            return guarded(lambda: activations(spec, one, other, progress), what)
+    def _on(
+        self, model: nn.Module, batches: Iterable[Any], weight: WeightMatching, architecture: Architecture
+    ) -> Matcher:
+        drawn, held, loss = self.synthetic, architecture.held(), self._loss()
+        if self.matcher == "activation":
+            return ActivationMatching(Activations(model, batches, batchnorm=drawn, outputs=held), self.statistic)
+        if self.matcher == "best":
+            return Best(model, batches, loss, self.rounds, batchnorm=drawn, outputs=held, seed=weight.seed)
+        given = {name: value for name in ("epochs", "rate") if (value := getattr(self, name)) is not None}
+        settings = {"loss": loss or classification_loss, "seed": weight.seed, **given}
+        if self.matcher == "sinkhorn":
+            return SinkhornRebasin(model, batches, **settings)
+        return StraightThrough(model, batches, projection=weight, **settings)
 
-        return ActivationMatching(measure, self.statistic)
+    def _loss(self) -> BatchLoss | None:
+        if self.loss is None:
+            return None
+        function = load_callable(self.loss, "--loss", ("logits", "labels"))
+
+        def loss(predict: Predict, batch: Any) -> Tensor:
+            logits = logits_of(predict, batch)
+            found: Tensor = guarded(lambda: function(logits, labels_of(batch).to(logits.device)), f"--loss {self.loss}")
+            return found
+
+        return loss
+
+
+@dataclass(frozen=True)
+class OnModel:
+    """A matcher that runs a model: params are brought to where that computes, and what fails is told with its place."""
+
+    matcher: Matcher
+    model: nn.Module
+    what: str
+
+    def match(
+        self,
+        spec: PermutationSpec,
+        params_a: Params,
+        params_b: Params,
+        start: Permutation,
+        progress: Progress = silent,
+    ) -> Alignment:
+        """Match as the matcher does."""
+        a, b = (on_device_of(self.model, params) for params in (params_a, params_b))
+        return guarded(lambda: self.matcher.match(spec, a, b, start, progress), self.what)
 
 
 ChoiceFlags = Annotated[Choice, Parameter(name="*", group="Matcher")]

@@ -12,6 +12,7 @@ from onebasin.analysis import Curve, Evaluation, evaluate_path
 from onebasin.cli.resolve import guarded, load_callable
 from onebasin.errors import UsageError
 from onebasin.functional import Predict
+from onebasin.interpolate import Interpolation, lerp
 from onebasin.params import Params
 from onebasin.progress import Progress
 
@@ -24,6 +25,7 @@ class Line:
     evaluate: Evaluation
     points: int
     batches: Iterable[Any] | None
+    interpolate: Interpolation = lerp
 
     def curve(self, a: Params, b: Params, label: str, progress: Progress) -> Curve:
         """Measure the way from `a` to `b`; `label` is for the progress bar."""
@@ -33,7 +35,14 @@ class Line:
 
         def measure() -> Curve:
             return evaluate_path(
-                self.model, a, b, self.evaluate, self.points, batchnorm_batches=self.batches, progress=told
+                self.model,
+                a,
+                b,
+                self.evaluate,
+                self.points,
+                interpolate=self.interpolate,
+                batchnorm_batches=self.batches,
+                progress=told,
             )
 
         return guarded(measure, f"the {label} path")
@@ -41,7 +50,7 @@ class Line:
 
 def evaluation(name: str) -> Evaluation:
     """Return the user's function; whatever goes wrong in it is told with its place."""
-    function, what = load_callable(name, "--eval"), f"--eval {name}"
+    function, what = load_callable(name, "--eval", ("predict",)), f"--eval {name}"
 
     def evaluate(predict: Predict) -> dict[str, float]:
         result = guarded(lambda: function(predict), what)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from onebasin.batchnorm import recompute_batchnorm
 from onebasin.cli.matcher import CHOICE, ChoiceFlags
+from onebasin.cli.mending import MENDING, MendingFlags, left_alone
 from onebasin.cli.options import (
     ARCHITECTURE,
     MATCHING,
@@ -14,13 +15,10 @@ from onebasin.cli.options import (
     ArchitectureFlags,
     MatchingFlags,
     OutputFlags,
-    has_batchnorm,
-    on_device_of,
     read_for,
 )
-from onebasin.cli.resolve import guarded, load_batches
 from onebasin.cli.run import RECORD, Run
-from onebasin.cli.terminal import Outcome, note, progress_bars
+from onebasin.cli.terminal import Outcome, progress_bars
 from onebasin.errors import UsageError
 from onebasin.matching import StopReason
 from onebasin.merging import merge as combine
@@ -33,7 +31,7 @@ def merge(
     output: OutputFlags = OUTPUT,
     method: Literal["reference", "many"] = "reference",
     weights: tuple[float, ...] = (),
-    batchnorm_data: str | None = None,
+    mending: MendingFlags = MENDING,
     architecture: ArchitectureFlags = ARCHITECTURE,
     choice: ChoiceFlags = CHOICE,
     matching: MatchingFlags = MATCHING,
@@ -41,7 +39,8 @@ def merge(
     """Align models to the first one, or all to each other, and average them.
 
     Begin with --dry-run, which checks everything and writes nothing. Written are the merged weights and a record of
-    the run: beside OUT if it ends in .safetensors or .pt, else into it.
+    the run: beside OUT if it ends in .safetensors or .pt, else into it. Interrupted with Ctrl-C, it merges by the best
+    permutations found until then.
 
     Example: onebasin merge a.pt b.pt --model net.py:build --inputs 2x3x32x32 --out merged.pt
 
@@ -50,7 +49,7 @@ def merge(
         output: Where the result goes.
         method: "reference": each model is aligned to the first; "many": all alike, in turn, to the mean of the others.
         weights: How much a model counts; give it once per model. Default: all the same.
-        batchnorm_data: Callable that returns batches of inputs, from which batch-norm statistics are recomputed.
+        mending: What is done to the merged network.
         architecture: Which architecture.
         choice: Which matcher, and the inputs it looks at.
         matching: How the permutations are found.
@@ -58,29 +57,31 @@ def merge(
     output.check((RECORD,))
     if len(models) < 2:
         raise UsageError(f"{len(models)} models to merge", "two or more", "name them all: merge A B --out MERGED")
-    batches = None if batchnorm_data is None else load_batches(batchnorm_data, "--batchnorm-data")
-    module = choice.module(architecture, needed=batches is not None)
+    module = choice.module(architecture, needed=mending != MENDING, used=mending.used())
+    tools = mending.tools(choice.data)
     spec = architecture.permutation_spec(module)
     matcher = choice.build(matching, architecture, module)
     given = {"architecture": architecture, "choice": choice, "matcher": matching}
-    settings = given | {"method": method, "weights": weights, "batchnorm": batchnorm_data}
+    settings = given | {"method": method, "weights": weights, "mending": mending}
     run = Run(spec, [read_for(spec, path) for path in models], settings, output)
     if output.dry_run:
         return run.plan()
     with progress_bars() as progress:
-        combined = combine if method == "reference" else combine_many
-        merged = combined(spec, [m.params for m in run.models], matcher, weights=weights or None, progress=progress)
-        if merged.stop is StopReason.INTERRUPTED:
-            raise KeyboardInterrupt
-        # The reference has no alignment.
-        labels = map(str, models[len(models) - len(merged.alignments) :])
-        rows = dict(zip(labels, merged.alignments, strict=True))
-        params = merged.params
-        if module is not None and batches is not None:
-            average = on_device_of(module, params)
-            what = f"--batchnorm-data {batchnorm_data}"
-            params = guarded(lambda: recompute_batchnorm(module, average, batches, progress), what)
-    if batches is None and has_batchnorm(spec):
-        note("batch-norm statistics were averaged; give --batchnorm-data to recompute them for the merged network")
+        combined, weighted = combine if method == "reference" else combine_many, weights or None
+        merged = combined(spec, [m.params for m in run.models], matcher, weights=weighted, progress=progress)
+        params, left = merged.params, dict[str, str]()
+        if module is not None:
+            moved = (p.apply(m.params) for p, m in zip(merged.permutations, run.models, strict=True))
+            params, left = tools.mend(module, spec, params, list(moved) if tools.repair else [], weighted, progress)
+    tools.remark(spec, "averaged")
+    left_alone(left)
+    labels = [str(path) for path in (models[1:] if method == "reference" else models)]
+    if len(labels) > len(merged.alignments):  # interrupted before all had their turn
+        labels = [f"alignment {number}" for number in range(1, len(merged.alignments) + 1)]
+    rows = dict(zip(labels, merged.alignments, strict=True))
     results = {"alignments": {label: found.to_json() for label, found in rows.items()}, "spread": merged.spread}
-    return run.write(params, results, models[0], (alignment_table(rows), *merged.rounds()))
+    results |= {"not_repaired": left} if tools.repair else {}
+    told = [f"{label}: {found.why()}" for label, found in rows.items() if found.stop is not StopReason.CONVERGED]
+    outcome = run.write(params, results, models[0], [alignment_table(rows), *merged.rounds(), *told])
+    stops = {merged.stop, *(found.stop for found in rows.values())}
+    return replace(outcome, interrupted=StopReason.INTERRUPTED in stops)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 import traceback
@@ -84,15 +85,25 @@ def load_inputs(words: Sequence[str]) -> tuple[Any, ...] | dict[str, Any]:
     return dict(zip(names, drawn, strict=True)) if all(names) else tuple(drawn)
 
 
-def load_callable(name: str, what: str) -> Callable[..., Any]:
-    """Return the callable called `name`.
+def load_callable(name: str, what: str, takes: Sequence[str]) -> Callable[..., Any]:
+    """Return the callable called `name`, which is to be called with what `takes` names.
 
     Raises:
-        UsageError: as `load_object`; or it cannot be called.
+        UsageError: as `load_object`; or it cannot be called in this way.
     """
     found = load_object(name, what)
     if not callable(found):
         raise UsageError(f"{what} {name} is a {type(found).__name__}", "a function", "name a function")
+    try:
+        signature = inspect.signature(found)
+        signature.bind(*takes)
+    except ValueError:  # written in C, without a signature
+        pass
+    except TypeError as error:
+        expected = f"a function that can be called with ({', '.join(takes)})"
+        raise UsageError(
+            f"{what} {name}{signature}: {error}", expected, "change its arguments, or give others a default"
+        ) from None
     return found
 
 

@@ -18,7 +18,7 @@ from onebasin.errors import UsageError
 from onebasin.functional import Predict, check_repeatable, eval_mode, inputs_of, logits_of, with_params
 from onebasin.interpolate import lerp
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
-from onebasin.matching.straight_through import BatchLoss
+from onebasin.matching.following import BatchLoss
 from onebasin.params import Params, map_tensors
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
