@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -14,7 +15,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from onebasin.matching.products import Budget, Product, Roles, outermost_first, roundoff
+from onebasin.matching.products import Budget, Product, Roles, Rounding, outermost_first, roundoff
 from onebasin.matching.terms import Dim, Labelled, Term, new, old
 from onebasin.params import compute_dtype
 from onebasin.permutation import Permutation
@@ -148,7 +149,7 @@ class KeptGains:
         self._is_kept = varies and budget.take(self.n**2 * self.dtype.itemsize)
         self.matrix: Tensor | None = None
         self.seen: list[Tensor] = []
-        self.roundings = self.updates = 0
+        self.roundings, self.sums, self.updates = [0] * len(products), 0, 0
 
     def update(self, rows: Rows) -> Tensor:
         """Return the matrix at `rows`: by the columns that changed if they are not too many, else anew."""
@@ -162,9 +163,9 @@ class KeptGains:
 
     def _updated(self, orders: list[Tensor], depths: list[int]) -> Tensor:
         assert self.matrix is not None
-        for product, now, before, depth in zip(self.products, orders, self.seen, depths, strict=True):
+        for number, (product, depth) in enumerate(zip(self.products, depths, strict=True)):
             if depth:
-                self.roundings += product.add_to(self.matrix, now, before)
+                self._note(number, product.add_to(self.matrix, orders[number], self.seen[number]))
         self.seen, self.updates = orders, self.updates + (sum(depths) > 0)
         return self.matrix
 
@@ -173,10 +174,15 @@ class KeptGains:
         dims = (*self.dims, *_olds(self.dims))
         for term in self.constants:
             matrix += term.contract(dims).reshape(self.n, self.n).to(matrix)
-        added = [product.add_to(matrix, order) for product, order in zip(self.products, orders, strict=True)]
+        self.roundings, self.sums = [0] * len(self.products), len(self.constants)
+        for number, product in enumerate(self.products):
+            self._note(number, product.add_to(matrix, orders[number]))
         self.matrix, self.seen, self.updates = matrix, orders, 0
-        self.roundings = sum(added) + len(self.constants)
         return matrix
+
+    def _note(self, number: int, rounding: Rounding) -> None:
+        self.roundings[number] += rounding.products
+        self.sums += rounding.sums
 
     def release(self) -> None:
         """Let the matrix go, if there is no room to keep it, or nothing changes it."""
@@ -195,11 +201,13 @@ class KeptGains:
         assert self.matrix is not None
         units, was, now = self._moved(before, after)
         taken, left = self.matrix[units, now], self.matrix[units, was]
-        size = math.fsum(product.size(units, was, now) for product in self.products)
-        if self.constants:  # what was on the way to an entry may have been larger than the entry and its products
-            size = 3 * size + (taken.abs() + left.abs()).sum(dtype=torch.float64).item()
+        sizes = [product.size(units, was, now) for product in self.products]
+        largest = sum(sizes)
+        if self.constants:  # on the way, an entry was at most as large as it is now and all products together
+            largest = 2 * largest + (taken.abs() + left.abs()).sum(dtype=torch.float64).item()
+        roundings = (self.sums + 1) * largest + sum(map(operator.mul, self.roundings, sizes))
         gained = taken.sum(dtype=torch.float64) - left.sum(dtype=torch.float64)
-        return gained.item(), (self.roundings + 1) * roundoff(self.dtype) * size
+        return gained.item(), roundoff(self.dtype) * roundings
 
     def exact_change(self, before: Rows, after: Rows) -> float:
         """Return what `after` gains over `before`, from the tensors themselves and in float64."""
@@ -267,11 +275,11 @@ class FamilyGains:
         return [*(kept.term() for kept in self.kept), *(term.widened() for term in self.rest)]
 
     def change(self, before: Rows, after: Rows, least: float) -> float:
-        """Return what `after` gains over `before`; exact, unless it is certainly more than `least`."""
+        """Return what `after` gains over `before`; exact, unless certainly more, or certainly less, than `least`."""
         rest = _total(self.spec, self.rest, after) - _total(self.spec, self.rest, before)
         parts = [kept.change(before, after) for kept in self.kept]
         gained, bound = rest + math.fsum(part for part, _ in parts), math.fsum(part for _, part in parts)
-        if gained > least + bound:
+        if abs(gained - least) > bound:
             return gained
         return rest + math.fsum(kept.exact_change(before, after) for kept in self.kept)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from onebasin.spec import PermutationSpec
 
 # Elements of one matrix that are gathered and widened at a time (64 MB in float32): no copy of a large one is made.
 PIECE = 1 << 24
-# Columns that are multiplied at a time: what rounding may do to a sum of so many products is bounded by their number.
-BLOCK = 1024
+# Columns that are multiplied at a time: what rounding may do to a sum of products is bounded by their number. Gains of
+# up to so many elements stay in the cache between blocks; larger ones are read anew for each, which longer ones repay.
+BLOCK, LONG_BLOCK, CACHED = 256, 1024, 1 << 19
 # Elements that are compared in float64 at a time.
 EXACT_PIECE = 1 << 18
 # Rows that are squared at a time: they stay in the cache.
@@ -40,6 +42,18 @@ class Budget:
         enough = size <= self.left
         self.left -= size if enough else 0
         return enough
+
+
+class Rounding(NamedTuple):
+    """How far an entry (i, k) of gains may be off for having had a product added: so many times `roundoff`.
+
+    Args:
+        products: times |A_i| |B_k| of the product: as many as are summed in a block.
+        sums: times the largest that the entry was on the way: blocks that were added to it.
+    """
+
+    products: int
+    sums: int
 
 
 def outermost_first(spec: PermutationSpec, dims: Iterable[Dim]) -> tuple[Dim, ...]:
@@ -170,26 +184,23 @@ class Product:
             self._sides[is_a] = side
         return side
 
-    def add_to(self, gains: Tensor, source: Tensor, seen: Tensor | None = None) -> int:
-        """Add the product at `source` to `gains`; where it was added at `seen` before, only the difference.
-
-        Returns:
-            r: entry (i, k) is off by at most r roundings of |A_i| |B_k| in consequence. A block of c columns is a sum
-            of c products, one more addition puts it to the gains, and differences are twice as large as what they are
-            of, and rounded themselves.
-        """
+    def add_to(self, gains: Tensor, source: Tensor, seen: Tensor | None = None) -> Rounding:
+        """Add the product at `source` to `gains`; where it was added at `seen` before, only the difference."""
         a, b = self.sides()
-        step = max(1, min(PIECE * self.positions // a.values.numel(), BLOCK // self.width))
+        block = BLOCK if gains.numel() <= CACHED else LONG_BLOCK
+        step = max(1, min(PIECE * self.positions // a.values.numel(), block // self.width))
         if seen is None:
-            for start in range(0, self.positions, step):
+            starts = range(0, self.positions, step)
+            for start in starts:
                 piece = slice(start, start + step)
                 gains.addmm_(a.columns(piece).to(gains.dtype), b.columns(source[piece]).T.to(gains.dtype))
-            return min(step, self.positions) * self.width + -(-self.positions // step)
+            return Rounding(min(step, self.positions) * self.width, len(starts))
         pieces = (source != seen).nonzero()[:, 0].split(step)
         for changed in pieces:
             difference = b.columns(source[changed]) - b.columns(seen[changed])
             gains.addmm_(a.columns(changed).to(gains.dtype), difference.T.to(gains.dtype))
-        return 2 * (len(pieces[0]) * self.width + 1) + len(pieces)
+        # Differences are rounded themselves, and up to twice as large as what they are of.
+        return Rounding(2 * (len(pieces[0]) * self.width + 1), len(pieces))
 
     def size(self, units: Tensor, olds: Tensor, others: Tensor) -> float:
         """Return the sum over `units` i, with old units k and l beside them, of |A_i| (|B_k| + |B_l|)."""
