@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from onebasin.matching.align import align as align
     from onebasin.merging import Merge as Merge
     from onebasin.merging import merge_many as merge_many
+    from onebasin.merging import merge_universe as merge_universe
     from onebasin.merging.merge import merge as merge
     from onebasin.merging.repair import repair as repair
     from onebasin.params import Params as Params
@@ -126,6 +127,7 @@ _HOME = {
     "slerp": "interpolate",
     "merge": "merging.merge",
     "merge_many": "merging",
+    "merge_universe": "merging",
     "repair": "merging.repair",
     "Merge": "merging",
     "recompute_batchnorm": "batchnorm",

@@ -87,7 +87,7 @@ class Alignment:
 
     def settings(self) -> dict[str, Any]:
         """Return the fields of the matcher that its repr shows; others are no settings (data it was given)."""
-        return _settings(self.matcher)
+        return settings_of(self.matcher)
 
     def why(self) -> str:
         """Say why the method stopped, and where if that is known."""
@@ -121,7 +121,7 @@ class Alignment:
         )
 
 
-def _settings(value: Any) -> dict[str, Any]:
+def settings_of(value: Any) -> dict[str, Any]:
     """Return the fields that the repr of a matcher or solver shows, as JSON has them."""
     shown = [field.name for field in dataclasses.fields(value) if field.repr] if dataclasses.is_dataclass(value) else []
     return {name: _plain(getattr(value, name)) for name in shown}
@@ -133,4 +133,4 @@ def _plain(value: Any) -> Any:
         return [_plain(part) for part in value]
     if isinstance(value, Mapping):
         return {name: _plain(part) for name, part in value.items()}
-    return {"name": type(value).__name__, **_settings(value)} if dataclasses.is_dataclass(value) else value
+    return {"name": type(value).__name__, **settings_of(value)} if dataclasses.is_dataclass(value) else value

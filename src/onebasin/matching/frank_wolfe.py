@@ -10,7 +10,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from onebasin.matching.alignment import Alignment, Certificate, Matcher
 from onebasin.matching.assignment import Assignment, solve
@@ -18,8 +17,8 @@ from onebasin.matching.coordinate_descent import CoordinateDescent
 from onebasin.matching.faq import line_search
 from onebasin.matching.gains import Level, Rows
 from onebasin.matching.objective import Objective
-from onebasin.matching.soft import Pairs, assigned, nearest, relax_then_descend
-from onebasin.matching.terms import Dim, Labelled, Term, new
+from onebasin.matching.soft import Pairs, assigned, indicator, nearest, relax_then_descend
+from onebasin.matching.terms import Term
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
 
@@ -128,7 +127,7 @@ class _Relaxation:
         ahead: dict[str, Pairs] = {}
         for top, gradient in self.gradient.items():
             there = _sum(self._fixed[top], self._pairs(top, rows, alone=False))
-            towards[top] = {d: _indicator(d, rows, gain) - self.soft[top][d] for d, gain in gradient.items()}
+            towards[top] = {d: indicator(d, rows, gain) - self.soft[top][d] for d, gain in gradient.items()}
             ahead[top] = {d: there[d] - gain for d, gain in gradient.items()}
             slope += _inner(gradient, towards[top])
             curvature += _inner(ahead[top], towards[top]) / 2
@@ -168,14 +167,3 @@ def _inner(first: Pairs, second: Pairs) -> float:
 def _barycentre(gain: Tensor) -> Tensor:
     """Return the mean of all orders: every old position in equal shares at every new one."""
     return torch.full_like(gain, 1 / math.prod(gain.shape[gain.dim() // 2 :]))
-
-
-def _indicator(dims: tuple[Dim, ...], rows: Rows, like: Tensor) -> Tensor:
-    """Return 1 for every pair of a new position and the old one that `rows` put there, else 0."""
-    result = like.new_ones(())
-    for dim in dims[: len(dims) // 2]:
-        index = rows[dim.group]
-        hot = one_hot(index.values.to(like.device), like.shape[dims.index(dim)]).to(like.dtype)
-        at = tuple(dim if own == new(dim.group) else own for own in index.dims)
-        result = result * Labelled(hot, (*at, dim._replace(new=False))).aligned(dims)
-    return result

@@ -24,7 +24,7 @@ from onebasin.layout import Axes
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
 from onebasin.matching.assignment import Assignment
 from onebasin.matching.coordinate_descent import CoordinateDescent
-from onebasin.matching.gains import Level, rows_of
+from onebasin.matching.gains import Level, Rows, rows_of
 from onebasin.matching.joint import JointStep
 from onebasin.matching.objective import Objective
 from onebasin.matching.terms import Dim, Labelled, Term, feature_terms, new, old
@@ -39,6 +39,7 @@ Orders = Mapping[str, Labelled]
 # What one group and all that is nested under it carry: dimensions, new ones before old ones -> a value per pair of
 # positions. A flat group has one entry, of dimensions (new, old): a matrix.
 Pairs = dict[tuple[Dim, ...], Tensor]
+Solve = Callable[[Tensor], Assignment]
 
 
 def pair_dims(spec: PermutationSpec, group: str) -> tuple[Dim, ...]:
@@ -109,9 +110,7 @@ def _mixed(tensor: Tensor, axes: Axes, orders: Orders, spec: PermutationSpec) ->
     return torch.cat([part.reshape(-1) for part in parts])[order.argsort()].view(tensor.shape)
 
 
-def assigned(
-    spec: PermutationSpec, gains: Mapping[str, Pairs], solve: Callable[[Tensor], Assignment]
-) -> dict[str, Labelled]:
+def assigned(spec: PermutationSpec, gains: Mapping[str, Pairs], solve: Solve) -> dict[str, Labelled]:
     """Return the best rows for constant gains of top-level groups and all that is nested under them."""
     joint = JointStep(Level(spec), solve)
     terms = {top: [_constant(dims, gain) for dims, gain in pairs.items()] for top, pairs in gains.items()}
@@ -123,13 +122,24 @@ def _constant(dims: tuple[Dim, ...], gain: Tensor) -> Term:
     return Term(Labelled(gain, dims), Labelled(gain.new_ones(()), ()))
 
 
-def nearest(soft: Mapping[str, Pairs], otherwise: Permutation, solve: Callable[[Tensor], Assignment]) -> Permutation:
+def nearest(soft: Mapping[str, Pairs], otherwise: Permutation, solve: Solve) -> Permutation:
     """Return the permutation nearest to soft orders; groups that have none stay as they are in `otherwise`."""
     spec = otherwise.spec
     rows = assigned(spec, soft, solve)
     names = {name: [new(group) for group in (*spec.parents.get(name, ()), name)] for name in rows}
     found = {name: rows[name].aligned(names[name]) for name in rows}
     return replace(otherwise, indices={**otherwise.indices, **found})
+
+
+def indicator(dims: tuple[Dim, ...], rows: Rows, like: Tensor) -> Tensor:
+    """Return 1 for every pair of a new position and the old one that `rows` put there, else 0."""
+    result = like.new_ones(())
+    for dim in dims[: len(dims) // 2]:
+        index = rows[dim.group]
+        hot = one_hot(index.values.to(like.device), like.shape[dims.index(dim)]).to(like.dtype)
+        at = tuple(dim if own == new(dim.group) else own for own in index.dims)
+        result = result * Labelled(hot, (*at, dim._replace(new=False))).aligned(dims)
+    return result
 
 
 def joint_pairs(spec: PermutationSpec, orders: Orders) -> dict[str, Pairs]:

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from onebasin.errors import UsageError
-from onebasin.matching import Alignment, Matcher, StopReason, align
+from onebasin.matching import Alignment, Matcher, StopReason, WeightMatching, align
 from onebasin.merging.merge import Merge, provenance
 from onebasin.params import Params, check_finite, check_shapes, compute_dtype, map_tensors
 from onebasin.permutation import Permutation
@@ -61,33 +62,33 @@ def merge_many(
     Differs: weights; and a permutation is taken only if it brings the model closer to the others in the
     float64 sum, so the distance never rises, whatever the matcher.
     """
-    if len(models) < 2:
-        raise UsageError(f"{len(models)} models to merge", "two or more", "pass [params_a, params_b, ...]")
-    if max_rounds < 1:
-        raise UsageError(f"max_rounds={max_rounds}", "at least one round", "use `merge` to align all to the first")
-    for number, params in enumerate(models, 1):
-        check_shapes(params, spec.shapes, f"params of model {number}")
-        check_finite(params, f"params of model {number}")
-    run = _Run(spec, models, _shares(len(models), weights), matcher)
-    stop = run.search(seed, max_rounds, progress)
-    common = run.permutations[0].inverse()
-    run.permutations = [common @ permutation for permutation in run.permutations]
-    alignments = tuple(run.alignments[number] for number in sorted(run.alignments))
-    made = provenance("every model aligned to the mean of the others", len(models), alignments[0], weights)
-    made |= {"seed": seed, "max_rounds": max_rounds}
-    mean = run.mean(range(len(models)))
-    params = map_tensors(mean, lambda name, tensor: tensor.to(models[0][name].dtype))
-    return Merge(params, tuple(run.permutations), alignments, made, stop, tuple(run.spread))
+    run = Rounds.of(spec, models, matcher, weights, max_rounds)
+    stop = run.search(seed, progress)
+    return run.merged(stop, "every model aligned to the mean of the others", {"seed": seed, "max_rounds": max_rounds})
 
 
 @dataclass
-class _Run:
-    """The models and the order each has been brought into so far."""
+class Rounds:
+    """The models and the order each has been brought into so far.
+
+    Args:
+        spec: what may be permuted.
+        models: the models as given.
+        shares: how much each counts, of sum 1.
+        weights: the same as given.
+        matcher: how a model is aligned to the mean of the others.
+        most: give up after so many rounds.
+        permutations: the present order of each.
+        alignments: number of a model -> how it was aligned last.
+        spread: the distances to the mean so far.
+    """
 
     spec: PermutationSpec
     models: Sequence[Mapping[str, Tensor]]
     shares: Sequence[float]
-    matcher: Matcher | None
+    weights: Sequence[float] | None
+    matcher: Matcher
+    most: int
     permutations: list[Permutation] = field(init=False)
     alignments: dict[int, Alignment] = field(default_factory=dict)
     spread: list[float] = field(default_factory=list)
@@ -95,28 +96,57 @@ class _Run:
     def __post_init__(self) -> None:
         self.permutations = [Permutation.identity(self.spec)] * len(self.models)
 
-    def search(self, seed: int, most: int, progress: Progress) -> StopReason:
+    @classmethod
+    def of(
+        cls,
+        spec: PermutationSpec,
+        models: Sequence[Mapping[str, Tensor]],
+        matcher: Matcher | None,
+        weights: Sequence[float] | None,
+        most: int,
+    ) -> Self:
+        """Begin with all models as they are, once they have been checked."""
+        if len(models) < 2:
+            raise UsageError(f"{len(models)} models to merge", "two or more", "pass [params_a, params_b, ...]")
+        if most < 1:
+            raise UsageError(f"max_rounds={most}", "at least one round", "use `merge` to align all to the first")
+        for number, params in enumerate(models, 1):
+            check_shapes(params, spec.shapes, f"params of model {number}")
+            check_finite(params, f"params of model {number}")
+        return cls(spec, models, _shares(len(models), weights), weights, matcher or WeightMatching(), most)
+
+    def merged(self, stop: StopReason, method: str, settings: Mapping[str, Any]) -> Merge:
+        """Return the mean, all models in the order of the first."""
+        common = self.permutations[0].inverse()
+        self.permutations = [common @ permutation for permutation in self.permutations]
+        alignments = tuple(self.alignments[number] for number in sorted(self.alignments))
+        made = provenance(method, len(self.models), self.matcher, self.weights) | dict(settings)
+        mean = self.mean(range(len(self.models)))
+        params = map_tensors(mean, lambda name, tensor: tensor.to(self.models[0][name].dtype))
+        return Merge(params, tuple(self.permutations), alignments, made, stop, tuple(self.spread))
+
+    def search(self, seed: int, progress: Progress) -> StopReason:
         """Visit the models in random orders until none moves any more."""
         orders = torch.Generator().manual_seed(seed)
-        self.spread.append(self.squared_distance())
+        self.note_spread()
         try:
-            return self.rounds(orders, most, progress)
+            return self.rounds(orders, progress)
         except KeyboardInterrupt:
-            if not self.alignments:
-                raise
-            self.spread.append(self.squared_distance())
+            if len(self.spread) == 1 and not self.alignments:
+                raise  # nothing has been found yet
+            self.note_spread()
             return StopReason.INTERRUPTED
 
-    def rounds(self, orders: torch.Generator, most: int, progress: Progress) -> StopReason:
+    def rounds(self, orders: torch.Generator, progress: Progress) -> StopReason:
         """Align each model to the mean of all others, again and again."""
         done = 0
-        for _ in range(most):
+        for _ in range(self.most):
             moved = False
             for number in torch.randperm(len(self.models), generator=orders).tolist():
                 moved |= self.step(number, progress)
                 done += 1
                 progress("merge", done, 0)
-            self.spread.append(self.squared_distance())
+            self.note_spread()
             if not moved:
                 return StopReason.CONVERGED
         return StopReason.MAX_SWEEPS
@@ -157,6 +187,10 @@ class _Run:
     def apart(self, mean: Params, number: int, permutation: Permutation) -> float:
         """Return the squared distance of a model in some order from the mean of the others."""
         return math.fsum(_squares(mean[name], self.moved(name, number, permutation)) for name in self.spec.trained)
+
+    def note_spread(self) -> None:
+        """Note how far all models are from their mean now."""
+        self.spread.append(self.squared_distance())
 
     def squared_distance(self) -> float:
         """Return the weighted mean of the squared distances of all models to their mean."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from onebasin.errors import UsageError
 from onebasin.interpolate import mean
 from onebasin.matching import Alignment, Matcher, StopReason, align
+from onebasin.matching.alignment import settings_of
 from onebasin.params import Params
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
@@ -105,20 +106,19 @@ def merge(
         progress("align", number, len(models) - 1)
     permutations = (Permutation.identity(spec), *(found.permutation for found in alignments))
     stop = next((found.stop for found in alignments if found.stop is not StopReason.CONVERGED), StopReason.CONVERGED)
-    made = provenance("each model aligned to the first", len(models), alignments[0], weights)
+    made = provenance("each model aligned to the first", len(models), alignments[0].matcher, weights)
     made["combine"] = getattr(combine, "__name__", str(combine))
     return Merge(combine(aligned, weights), permutations, tuple(alignments), made, stop)
 
 
-def provenance(method: str, models: int, found: Alignment, weights: Sequence[float] | None) -> dict[str, Any]:
-    """Return how a merge was made, in JSON values; `found` is one of its alignments."""
-    told = found.to_json()
+def provenance(method: str, models: int, matcher: Matcher, weights: Sequence[float] | None) -> dict[str, Any]:
+    """Return how a merge was made, in JSON values."""
     return {
         "version": version("onebasin"),
         "method": method,
         "models": models,
-        "matcher": told["matcher"],
-        "settings": told["settings"],
+        "matcher": type(matcher).__name__,
+        "settings": settings_of(matcher),
         "weights": None if weights is None else list(weights),
         "combine": "mean",
     }

@@ -5,57 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from cases import case, params, spec_of
+from cases import case
 from helpers import assert_same, clone
-from torch import Tensor
+from many_models import check_spread_and_mean, copies, mean_squared_distance, strangers
 
 from onebasin.activations import Activations
 from onebasin.errors import ParamsError, UsageError
 from onebasin.interpolate import mean
 from onebasin.matching import ActivationMatching, StopReason, WeightMatching, align
-from onebasin.merging import merge, merge_many
-from onebasin.params import Params
+from onebasin.merging import Merge, merge, merge_many, merge_universe
 from onebasin.permutation import Permutation
-from onebasin.spec import PermutationSpec
-
-WIDE = PermutationSpec.from_axes(
-    {
-        "fc1.weight": ("P0", None), "fc1.bias": ("P0",), "fc2.weight": ("P1", "P0"), "fc2.bias": ("P1",),
-        "fc3.weight": (None, "P1"),
-    },
-    {"fc1.weight": (31, 23), "fc1.bias": (31,), "fc2.weight": (29, 31), "fc2.bias": (29,), "fc3.weight": (13, 29)},
-)  # fmt: skip
-
-
-def wide(seed: int) -> Params:
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in WIDE.shapes.items()}
-
-
-def copies(name: str, count: int) -> tuple[PermutationSpec, list[Params], list[Permutation]]:
-    spec, theta = (WIDE, wide(0)) if name == "wide" else (spec_of(case(name)), params(case(name)))
-    generator = torch.Generator().manual_seed(1)
-    drawn = [Permutation.random(spec, generator) for _ in range(count)]
-    return spec, [permutation.apply(theta) for permutation in drawn], drawn
-
-
-def strangers(name: str, count: int) -> tuple[PermutationSpec, list[Params]]:
-    return spec_of(case(name)), [params(case(name), seed) for seed in range(count)]
-
-
-def mean_squared_distance(spec: PermutationSpec, models: list[Params], weights: list[float]) -> float:
-    """The objective, written down once more."""
-
-    def flat(model: Params) -> Tensor:
-        return torch.cat([model[name].flatten() for name in spec.trained])
-
-    rows, shares = torch.stack([flat(model) for model in models]), torch.tensor(weights, dtype=torch.float64)
-    shares = shares / shares.sum()
-    middle = (shares[:, None] * rows).sum(0)
-    return (shares * (rows - middle).square().sum(1)).sum().item()
 
 
 @pytest.mark.parametrize(("name", "count"), [("wide", 2), ("wide", 5), ("grouped_query", 2), ("unet", 2)])
@@ -72,20 +35,16 @@ def test_copies_in_other_orders_come_together(name: str, count: int) -> None:
     assert found.spread[-1] < 1e-20 < found.spread[0]
 
 
+@pytest.mark.parametrize("run", [merge_many, merge_universe])
 @pytest.mark.parametrize("weights", [None, [2.0, 3.0, 5.0, 0.0]])
 @pytest.mark.parametrize("name", ["mlp3", "fused_qkv", "lstm"])
-def test_the_distance_to_the_mean_never_rises(name: str, weights: list[float] | None) -> None:
+def test_the_distance_to_the_mean_never_rises(
+    name: str, weights: list[float] | None, run: Callable[..., Merge]
+) -> None:
     spec, models = strangers(name, 4)
     given = [clone(model) for model in models]
-    found = merge_many(spec, models, weights=weights)
-    assert list(found.spread) == sorted(found.spread, reverse=True)
-    assert found.spread[-1] < found.spread[0]
-    moved = [permutation.apply(model) for permutation, model in zip(found.permutations, models, strict=True)]
-    shares = weights or [1.0] * 4
-    assert found.spread[0] == pytest.approx(mean_squared_distance(spec, models, shares), rel=1e-12)
-    assert found.spread[-1] == pytest.approx(mean_squared_distance(spec, moved, shares), rel=1e-12)
-    for key, tensor in mean(moved, shares).items():
-        torch.testing.assert_close(found.params[key], tensor, rtol=1e-12, atol=1e-13)
+    found = run(spec, models, weights=weights)
+    check_spread_and_mean(found, spec, models, weights or [1.0] * 4)
     for model, before in zip(models, given, strict=True):
         assert_same(model, before)
 
