@@ -28,7 +28,7 @@ NETS = {
     **{name: net for name, net in SHARED.items() if net.seeds <= 5},
 }
 GAMMAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
-CALIBRATION = 5000  # training images whose statistics batch norm gets, and on which such a network's loss is measured
+CALIBRATION = 2000  # training images whose statistics batch norm gets, and on which such a network's loss is measured
 MEASURED = 10_000  # images of a split, at most, on which losses are measured
 Method = Callable[["Lab", ob.Params, ob.Params], ob.Params]
 
