@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -32,9 +33,14 @@ def digits() -> Batches:
 
 @cache
 def trained(seed: int, batch_norm: bool = False) -> Params:
+    return fitted(lambda: narrow(batch_norm), seed)
+
+
+def fitted(make: Callable[[], nn.Module], seed: int) -> Params:
+    """Return the params of a network after 25 epochs."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = narrow(batch_norm)
+        model = make()
         optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
         for images, labels in 25 * digits():
             optimiser.zero_grad()

@@ -80,7 +80,7 @@ class StraightThrough(LossFollowing):
         """Return the recipe of earlier code by one of ito2025's authors: SGD at high rates, 100 epochs, the best pi.
 
         For MLPs the rate is 0.5, on batches of 500; for `deep` networks 1.0 after one epoch of warm-up, then down by
-        half a cosine, on batches of 250. `settings` replaces any of it.
+        half a cosine, on batches of 250; momentum is 0.9. `settings` replaces any of it.
         """
         recipe: dict[str, Any] = {"rate": 0.5, "weight_decay": 1e-4, "epochs": 100}
         if deep:
