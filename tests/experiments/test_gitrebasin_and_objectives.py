@@ -22,7 +22,7 @@ ONE = Recipe(1e-3, epochs=1, batch=100, bf16=False)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small networks under the names of those that take hours."""
     small = partial(mlp, widths=(5, 4))
-    for name, seeds in (("mnist_mlp", 5), ("mnist_mlp_part", 3), ("mnist_mlp_short", 3)):
+    for name, seeds in (("mnist_mlp", 5), ("mnist_mlp_part", 3), ("mnist_mlp_short", 2)):
         monkeypatch.setitem(NETS, name, Net(small, MNIST, ONE, seeds))
     monkeypatch.setitem(NETS, "cifar_resnet20_half", Net(partial(resnet20, 1 / 8), CIFAR, ONE, 2))
     monkeypatch.setitem(NETS, "fashion_vgg11_plain", Net(partial(vgg, 11, 1 / 32, None, 3), CIFAR, ONE, 2))
@@ -72,6 +72,6 @@ def test_objectives(digits: Path, tmp_path: Path) -> None:
     assert "--skip 'hybrid, mu 1' 'straight-through (labels)'" in record["command"]
     cells = record["results"]["cells"]
     assert "hybrid, mu 1" not in cells
-    assert {len(pairs) for pairs in cells.values()} == {3}
+    assert {len(pairs) for pairs in cells.values()} == {1}
     assert {"naive", "weights", "activations, correlation", "best, not polished", "best"} <= set(cells)
     assert (out / "objectives_table.png").stat().st_size > 10_000
