@@ -2,10 +2,10 @@
 
 Three seeds give three pairs per network (not independent of each other). Numbers are midpoint test loss minus the mean
 test loss of the ends, in nats; the statistics of batch norm are recomputed before each measurement, of the ends as
-well. Matching sees 1,024 training images without labels, or none; straight-through matching alone sees labels. FW is
-Frank-Wolfe, everything else is solved by coordinate descent. Hybrids are covariance-weighted weights and mu times the
-correlations of activations, by Frank-Wolfe; "from activations": mu is 3, coordinate descent begins where correlations
-lead.
+well. Matching sees 1,024 training images without labels, or none; only straight-through matching and Sinkhorn re-basin
+see labels, of 5,000 images. FW is Frank-Wolfe; what is not marked is solved by coordinate descent. Hybrids are
+covariance-weighted weights and mu times the correlations of activations, by Frank-Wolfe; "from activations": mu is 3,
+and coordinate descent begins where correlations lead.
 
     python experiments/objectives_table.py --data DIR --only NETWORK
 
@@ -74,6 +74,7 @@ METHODS: dict[str, Callable[[Pair], Any]] = {
     "weights, unit": candidate("weights"),
     "weights, FW": lambda _: weights("frank-wolfe"),
     "weights, unit, FW": lambda _: weights("frank-wolfe", features="unit"),
+    "weights, Sinkhorn": lambda _: weights("sinkhorn"),
     "covariance": lambda pair: weights(features=pair.seen),
     "covariance, FW": lambda pair: weights("frank-wolfe", features=pair.seen),
     "synthetic correlation": lambda pair: pair.synthetic,
@@ -86,6 +87,7 @@ METHODS: dict[str, Callable[[Pair], Any]] = {
     "hybrid from activations": candidate("hybrid from activations"),
     "unit hybrid from activations": candidate("unit hybrid from activations"),
     "straight-through (labels)": lambda pair: ob.StraightThrough(pair.model, pair.labelled, epochs=EPOCHS),
+    "Sinkhorn re-basin (labels)": lambda pair: ob.SinkhornRebasin(pair.model, pair.labelled, epochs=EPOCHS),
     "best, not polished": lambda pair: ob.Best(pair.model, pair.inputs, rounds=0),
     "best": lambda pair: ob.Best(pair.model, pair.inputs),
 }
