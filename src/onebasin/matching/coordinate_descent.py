@@ -94,7 +94,7 @@ class _Run:
         rows: the best order so far.
         dirty: groups that are still to be solved.
         history: the objective after every sweep.
-        last: of every group, the assignment found last.
+        last: of every group, the assignment found last; of nested ones, those of all pairs of their parents' units.
         certificate: of all assignments so far.
     """
 
@@ -146,7 +146,7 @@ class _Run:
             self.last[group] = self.solve(matrix, self.last.get(group))
             found: Rows = {group: Labelled(self.last[group].index, (new(group),))}
         else:
-            joint = JointStep(Level(self.objective.spec), self.solve, self.faq_steps)
+            joint = JointStep(Level(self.objective.spec), self.solve, self.faq_steps, self.last)
             found = joint(family.terms(), self.rows, group)[1]
         after = {**self.rows, **found}
         change = family.change(self.rows, after, least)

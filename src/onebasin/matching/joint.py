@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from onebasin.matching.assignment import Assignment
 from onebasin.matching.faq import faq
 from onebasin.matching.gains import Level, Rows
+from onebasin.matching.pairs import solve_pairs
 from onebasin.matching.terms import Dim, Labelled, Term, new, old
 from onebasin.spec import PermutationSpec
 
@@ -47,13 +48,15 @@ class JointStep:
         level: the pairs of units above, for all of which this is asked.
         solve: assigns a batch of gain matrices.
         faq_steps: at most so many steps of `faq` for a group on two axes; 0 for none.
+        last: nested group -> what was found for all pairs in the last step; given, `solve` takes it as a start.
 
     Differs: ainsworth2023's code assumes that no tensor carries a permutation twice, and has no nested ones.
     """
 
     level: Level
-    solve: Callable[[Tensor], Assignment]
+    solve: Callable[..., Assignment]
     faq_steps: int = 30
+    last: MutableMapping[str, Assignment] | None = None
 
     def __call__(self, terms: Sequence[Term], rows: Rows, group: str) -> Found:
         """Solve `group` and what is under it.
@@ -73,6 +76,8 @@ class JointStep:
         if not inner:
             return self._alone(terms, ready, rows, group)
         batch = self.level.batch(group)
+        if self._are_alone(inner, nested, group):
+            return self._by_bounds(own, inner, nested, group)
         value, under = self._all_pairs(inner, nested, group)
         if group in rows and not _are_chains(self.level.spec, inner, nested):
             present = [term.moved(group, rows[group]) for term in inner]
@@ -95,6 +100,34 @@ class JointStep:
             tried = [self._valued(terms, {**rows, **one}, batch, [group]) for one in (found[1], {group: row})]
             return _best_of(*tried)
         return found
+
+    def _are_alone(self, terms: Sequence[Term], nested: Collection[str], group: str) -> bool:
+        """Return whether the pairs of units of `group` hold plain assignments that fit in memory all together."""
+        below, pairs = self.level.under(group), (*self.level.batch(group), new(group), old(group))
+        elements = {}
+        for term in terms:
+            ((name, places), *more) = Counter({one: term.unmoved[one] for one in nested & term.unmoved.keys()}).items()
+            if more or places > 1 or set(below.batch(name)) != set(pairs):
+                return False
+            sizes = dict(zip(term.a.dims + term.b.dims, (*term.a.values.shape, *term.b.values.shape), strict=True))
+            elements[name] = math.prod(sizes.get(dim, 1) for dim in (*pairs, new(name), old(name)))
+        return sum(elements.values()) <= PIECE
+
+    def _by_bounds(self, own: Sequence[Term], inner: Sequence[Term], nested: Collection[str], group: str) -> Found:
+        """Solve `group` and what is nested under it, but no pair of units that bounds rule out (`solve_pairs`)."""
+        below, batch = self.level.under(group), self.level.batch(group)
+        names = [name for name in nested if any(name in term.unmoved for term in inner)]
+        pairs = (*batch, new(group), old(group))
+        gains = {}
+        for name in names:
+            found = below.gains(below.free(_holding(inner, name), {}, name), name)
+            dims = (*below.batch(name), new(name), old(name))
+            gains[name] = Labelled(found, dims).aligned((*pairs, new(name), old(name)))
+        # Pairs further out are others in every call: what was found is of use only where there are none.
+        last = None if self.level.pairs else self.last
+        best, rows = solve_pairs(self.level.gains(own, group), gains, self.solve, last)
+        chosen = {name: Labelled(row, (*batch, new(group), new(name))) for name, row in rows.items()}
+        return Labelled(best.value, batch), {group: Labelled(best.index, (*batch, new(group))), **chosen}
 
     def _all_pairs(self, terms: Sequence[Term], nested: Collection[str], group: str) -> Found:
         """Solve what is nested under `group` for all pairs of its units, in pieces that fit in memory."""
