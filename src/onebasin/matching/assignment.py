@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +18,14 @@ from onebasin.matching.sinkhorn_prices import sinkhorn_prices
 # Elements that are treated together: small problems share a pass, and the pass stays within the cache.
 BATCH = 1 << 18
 # Problems of fewer units, if there are not many, are left to scipy: there is nothing to win, and nothing to compile.
-SMALL = 256
+SMALL = 64
 # Shortest paths are fast as long as no larger share of the rows is without a column; else better prices come first.
-# Prices that were right for similar gains are better than their number of missing columns lets one think.
-MISSING, MISSING_WARM = 0.3, 0.75
+# Up to the second share, they are found from those of the last assignment.
+MISSING, MISSING_MOST = 0.3, 0.6
 # Gaps and potentials below this share of the largest gains are the rounding of float64.
 SETTLED = 1e-15
+# Path lengths are sums of differences of gains, at most n.
+LARGEST = torch.finfo(torch.float64).max / 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ def solve(gains: Tensor, warm: Assignment | None = None) -> Assignment:
 
     Raises:
         UsageError: the last two dimensions are not square, or `warm` is of another shape.
-        ParamsError: a gain is NaN or infinite.
+        ParamsError: a gain is NaN or infinite, or so large that sums of them are.
 
     Source: jonker1987 (shortest augmenting paths); crouse2016 (those of scipy, for small problems).
     """
@@ -113,47 +114,64 @@ def _pieces(stack: Tensor, warm: Assignment | None) -> Iterator[tuple[Tensor, St
 
 
 def _solve_stack(stack: Tensor, start: Start | None) -> Found:
-    """Solve a stack of matrices by the method for their size and place."""
-    if stack.shape[-1] < SMALL and stack.numel() < BATCH // 2:
-        return _by_scipy(stack, start)
-    if has_numba() and stack.device.type == "cpu":
-        return _by_paths(stack, start)
-    return _by_scipy(stack, start)
+    """Solve those of a stack of problems whose start is not still optimal."""
+    method = _by_paths if _is_for_numba(stack) else _by_scipy
+    if start is None:
+        return method(stack, None)
+    short = _shortfall(stack, *start)
+    rounding = SETTLED * _size(stack) if short.any() else short
+    rest = (short > rounding).nonzero()[:, 0]
+    if len(rest) == len(stack):
+        return method(stack, start)
+    found = Found(*start, short)
+    if len(rest):
+        again = method(stack[rest], Start(*(part[rest] for part in start)))
+        found = Found(*(old.index_copy(0, rest, new) for old, new in zip(found, again, strict=True)))
+    return found
+
+
+def _is_for_numba(stack: Tensor) -> bool:
+    small = stack.shape[-1] < SMALL and stack.numel() < BATCH // 2
+    return not small and stack.device.type == "cpu" and has_numba()
 
 
 @cache
 def has_numba() -> bool:
-    """Return whether the extra `[fast]` is there."""
-    return find_spec("numba") is not None
+    """Return whether the extra `[fast]` is there, and fits the numpy that is."""
+    try:
+        import onebasin.matching.compiled  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _by_paths(stack: Tensor, start: Start | None) -> Found:
     """Solve by compiled shortest augmenting paths, from prices that leave few rows without a column."""
     from onebasin.matching import compiled
 
-    matrices = stack.contiguous().numpy()
+    matrices, n = stack.contiguous().numpy(), stack.shape[-1]
     prices = (stack.amax(-2).double() if start is None else start.prices.clone()).numpy()
     index = np.full(prices.shape, -1) if start is None else start.columns.clone().numpy()
     missing = compiled.first_pass(matrices, prices, index)
-    hard = missing > (MISSING if start is None else MISSING_WARM) * stack.shape[-1]
-    if hard.any():
-        those = stack if hard.all() else stack[torch.from_numpy(hard)]
-        better, none = sinkhorn_prices(those).numpy(), np.full((len(those), stack.shape[-1]), -1)
-        compiled.first_pass(those.contiguous().numpy(), better, none)
-        prices[hard], index[hard] = better, none
-    short = np.zeros(len(stack))
+    for b in np.flatnonzero(missing > MISSING * n):
+        one = slice(b, b + 1)
+        near = None if start is None or missing[b] > MISSING_MOST * n else start.prices[one]
+        if n > compiled.DENSE:
+            prices[one] = sinkhorn_prices(stack[one], near).numpy()
+        elif near is None:
+            prices[one] = 0.0
+        else:
+            continue
+        index[one] = -1
+        compiled.first_pass(matrices[one], prices[one], index[one])
     if missing.any():
         compiled.complete(matrices, prices, index)
-        short = compiled.shortfalls(matrices, prices, index)
+    short = compiled.shortfalls(matrices, prices, index) if missing.any() else np.zeros(len(stack))
     return Found(torch.from_numpy(index), torch.from_numpy(prices), torch.from_numpy(short))
 
 
-def _by_scipy(stack: Tensor, start: Start | None) -> Found:
-    """Solve by scipy unless what there is to start from is still optimal; find prices afterwards."""
-    if start is not None:
-        short = _shortfall(stack, *start)
-        if (short <= SETTLED * _size(stack)).all():
-            return Found(*start, short)
+def _by_scipy(stack: Tensor, _: Start | None) -> Found:
+    """Solve by scipy; find prices afterwards."""
     doubles = stack.to("cpu", torch.float64)
     columns = [linear_sum_assignment(matrix, maximize=True)[1] for matrix in doubles.numpy()]
     index = torch.from_numpy(np.stack(columns).astype(np.int64))
@@ -166,6 +184,11 @@ def _shortfall(stack: Tensor, index: Tensor, prices: Tensor) -> Tensor:
 
     By weak duality no assignment is better than `index` by more, whatever the prices are and wherever they come from.
     """
+    if _is_for_numba(stack):
+        from onebasin.matching import compiled
+
+        arrays = (part.contiguous().numpy() for part in (stack, prices.to(torch.float64), index))
+        return torch.from_numpy(compiled.shortfalls(*arrays))
     index, prices = index.to(stack.device), prices.to(stack.device)
     short = torch.zeros(len(stack), dtype=torch.float64, device=stack.device)
     height = max(1, BATCH // (len(stack) * stack.shape[-1]))
@@ -230,4 +253,10 @@ def _check(gains: Tensor, warm: Assignment | None) -> None:
             f"gains with {int((~torch.isfinite(gains)).sum())} values that are not finite",
             "finite gains",
             "check the weights for values so large that their products overflow, and scale them down",
+        )
+    if gains.dtype == torch.float64 and gains.numel() and gains.abs().amax() > LARGEST / gains.shape[-1]:
+        raise ParamsError(
+            f"gains as large as {gains.abs().amax().item():.3g}",
+            "gains whose sums and differences are finite in float64",
+            "scale them down",
         )

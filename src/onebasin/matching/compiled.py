@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -24,24 +24,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 LEAST, MOST = 12, 24
 # A row is looked through in so many interleaved lanes, each with its own maximum: this is what compilers vectorise.
 LANES = 128
+# Matrices up to this size are searched by whole rows, and larger ones once one of so many rows was in need of it.
+DENSE, AGAIN = 192, 4
 CHUNK = 32  # and so many columns at once are checked for any that matters
 INFINITY = np.inf
 
 
-class Kept(NamedTuple):
-    """The columns that rows keep.
-
-    Args:
-        columns: `Int[Array, "n most"]`; of row i the first `number[i]` count.
-        gains: what they are worth to the row.
-        number: how many; 0 if the row has never been looked at.
-        outside: no other column has a larger margin.
-    """
-
-    columns: Array
-    gains: Array
-    number: Array
-    outside: Array
+# What rows keep: columns `Int[Array, "n most"]`, of which the first few count; what they are worth to the row; how many
+# there are, 0 if the row has never been looked at; and a bound: no other column has a larger margin. A plain tuple, as
+# a class would be looked for by name when an older version's compiled code is found on disk.
+Kept = tuple[Array, Array, Array, Array]
 
 
 def compiled(function: Function) -> Function:
@@ -83,25 +75,29 @@ def best_column(row: Array, prices: Array, top: Array, best: float) -> int:
 
 @compiled
 def first_pass(stack: Array, prices: Array, index: Array) -> Array:
-    """Keep the pairs of `index` that are tight, then let rows without one take their best column if it is free.
+    """Keep the pairs of `index` that are tight, then let rows without one take a best column that is free.
 
     Returns how many rows of each problem have no column. None: what there is is optimal, and its gap exactly 0.
     """
     batch, n = index.shape
-    missing, top, wish = np.zeros(batch, np.int64), np.empty(LANES), np.empty(n, np.int64)
+    missing, top, best, wish = np.zeros(batch, np.int64), np.empty(LANES), np.empty(n), np.empty(n, np.int64)
     for b in range(batch):
-        taken = np.zeros(n, np.bool_)
+        asked = prices[b].copy()  # infinite if the column is taken
         for i in range(n):
-            best = best_margin(stack[b, i], prices[b], top)
+            best[i] = best_margin(stack[b, i], prices[b], top)
             column = index[b, i]
-            if column >= 0 and not taken[column] and stack[b, i, column] - prices[b, column] == best:
-                taken[column] = True
+            if column >= 0 and asked[column] < INFINITY and stack[b, i, column] - prices[b, column] == best[i]:
+                asked[column] = INFINITY
             else:
-                index[b, i], wish[i] = -1, best_column(stack[b, i], prices[b], top, best)
+                index[b, i], wish[i] = -1, best_column(stack[b, i], prices[b], top, best[i])
         for i in range(n):
-            if index[b, i] < 0 and not taken[wish[i]]:
-                index[b, i], taken[wish[i]] = wish[i], True
-            missing[b] += index[b, i] < 0
+            if index[b, i] < 0:
+                if asked[wish[i]] == INFINITY and best_margin(stack[b, i], asked, top) == best[i]:
+                    wish[i] = best_column(stack[b, i], asked, top, best[i])
+                if asked[wish[i]] < INFINITY:
+                    index[b, i], asked[wish[i]] = wish[i], INFINITY
+                else:
+                    missing[b] += 1
     return missing
 
 
@@ -122,45 +118,59 @@ def complete(stack: Array, prices: Array, index: Array) -> None:
     """Give every row of every problem a column, by the shortest augmenting paths, from pairs that are tight."""
     batch, n = index.shape
     most = min(MOST, n)
-    kept = Kept(np.empty((n, most), np.int64), np.empty((n, most)), np.zeros(n, np.int64), np.empty(n))
+    number, outside = np.zeros(n, np.int64), np.empty(n)
+    kept = np.empty((n, most), np.int64), np.empty((n, most)), number, outside
     for b in range(batch):
-        kept.number[:] = 0
-        kept.outside[:] = INFINITY
-        owner = np.full(n, -1, np.int64)
-        for i in range(n):
-            if index[b, i] >= 0:
-                owner[index[b, i]] = i
-        free = bid(stack[b], prices[b], index[b], owner, kept)
-        augment(free, stack[b], prices[b], index[b], owner, kept)
+        free, owner = without_column(index[b])
+        if n > DENSE:
+            number[:], outside[:] = 0, INFINITY
+            bid(free, stack[b], prices[b], index[b], owner, kept)
+            augment(free, stack[b], prices[b], index[b], owner, kept)
+            if len(free) > n // 8:  # prices that are worse than none
+                prices[b], index[b] = 0.0, -1
+                first_pass(stack[b : b + 1], prices[b : b + 1], index[b : b + 1])
+                free, owner = without_column(index[b])
+        augment_densely(free, stack[b], prices[b], index[b], owner)
+
+
+@compiled
+def without_column(index: Array) -> tuple[list[int], Array]:
+    """Return the rows that have no column, and the row of each column."""
+    owner = np.full(index.shape[0], -1, np.int64)
+    for i in range(index.shape[0]):
+        if index[i] >= 0:
+            owner[index[i]] = i
+    return [i for i in range(index.shape[0]) if index[i] < 0], owner
 
 
 @compiled
 def look_again(i: int, row: Array, prices: Array, kept: Kept) -> None:
     """Choose the columns that row i keeps: the best at these prices, LEAST of them or more."""
-    n, most = row.shape[0], kept.columns.shape[1]
-    top, margins, columns = np.empty(LANES), np.empty(most), kept.columns[i]
+    columns, worth, number, outside = kept[0][i], kept[1][i], kept[2], kept[3]
+    n, most = row.shape[0], columns.shape[0]
+    top, margins = np.empty(LANES), np.empty(most)
     best_margin(row, prices, top)
     floor = nth_largest(top[: min(n, LANES)], LEAST) if n > most else -INFINITY
-    count, outside = 0, floor
+    count, worst = 0, 0
     for start in range(0, n, CHUNK):
         gains, paid = row[start : start + CHUNK], prices[start : start + CHUNK]
         if not any_reaches(gains, paid, floor):
             continue
         for at in range(gains.shape[0]):
             margin = gains[at] - paid[at]
-            if margin < floor:
-                continue
-            if count < most:
+            if count < most and margin >= floor:
                 margins[count], columns[count] = margin, start + at
                 count += 1
+            elif count == most and margin > floor:
+                margins[worst], columns[worst] = margin, start + at
             else:
-                worst = np.argmin(margins)
-                outside = max(outside, min(margin, margins[worst]))
-                if margin > margins[worst]:
-                    margins[worst], columns[worst] = margin, start + at
+                continue
+            if count == most:
+                worst = int(np.argmin(margins))
+                floor = margins[worst]
     for k in range(count):
-        kept.gains[i, k] = row[columns[k]]
-    kept.number[i], kept.outside[i] = count, outside
+        worth[k] = row[columns[k]]
+    number[i], outside[i] = count, floor
 
 
 @compiled
@@ -189,26 +199,26 @@ def nth_largest(values: Array, nth: int) -> float:
 @compiled
 def two_best(i: int, row: Array, prices: Array, kept: Kept) -> tuple[int, float, float]:
     """Return the best column of row i, its margin, and a bound on the margin of the second best."""
+    columns, gains, number, outside = kept
     while True:
         best, second, column = -INFINITY, -INFINITY, -1
-        for k in range(kept.number[i]):
-            margin = kept.gains[i, k] - prices[kept.columns[i, k]]
+        for k in range(number[i]):
+            margin = gains[i, k] - prices[columns[i, k]]
             if margin > best:
-                second, best, column = best, margin, kept.columns[i, k]
+                second, best, column = best, margin, columns[i, k]
             elif margin > second:
                 second = margin
-        if best >= kept.outside[i]:
-            return column, best, max(second, kept.outside[i])
+        if best >= outside[i]:
+            return column, best, max(second, outside[i])
         look_again(i, row, prices, kept)
 
 
 @compiled
-def bid(matrix: Array, prices: Array, index: Array, owner: Array, kept: Kept) -> list[int]:
-    """Let rows without a column bid, twice over (augmenting row reduction); return those that still have none.
+def bid(free: list[int], matrix: Array, prices: Array, index: Array, owner: Array, kept: Kept) -> None:
+    """Let the rows `free` bid, twice over (augmenting row reduction); those without a column after that are left in it.
 
     A row takes its best column, and the price rises until the second best is as good; who had it bids in turn.
     """
-    free = [i for i in range(index.shape[0]) if index[i] < 0]
     for _ in range(2):
         bids, later = 4 * len(free), [i for i in range(0)]
         while len(free) > 0:
@@ -225,21 +235,22 @@ def bid(matrix: Array, prices: Array, index: Array, owner: Array, kept: Kept) ->
             if loser >= 0:
                 index[loser] = -1
                 free.append(loser)
-        free = later
-    return free
+        free.extend(later)
 
 
 @compiled
 def augment(free: list[int], matrix: Array, prices: Array, index: Array, owner: Array, kept: Kept) -> None:
-    """Give each free row a column: along the shortest path to a free one (Dijkstra); prices rise on the way.
+    """Take rows from `free` and give each a column, until none is left or too many rows had to be looked at again.
 
-    An arc is as long as what its row loses by it. On the heap lie the columns that were reached, and -1 - i for rows
-    i that are to be looked at again at that length. `level` of a row is its own length and its best margin.
+    It is found along the shortest path to a free column (Dijkstra); prices rise on the way. An arc is as long as what
+    its row loses by it. On the heap lie the columns that were reached, and -1 - i for rows i that are to be looked at
+    again at that length. `level` of a row is its own length and its best margin.
     """
     columns, gains, number, outside = kept
-    n = index.shape[0]
+    n, again = index.shape[0], 0
     distance, before, done, level = np.full(n, INFINITY), np.empty(n, np.int64), np.zeros(n, np.bool_), np.empty(n)
-    for start in free:
+    while len(free) > 0 and again <= n // AGAIN:
+        start = free.pop()
         heap, reached = [(0.0, -1)], [j for j in range(0)]
         heap.pop()
         end, shortest, i = -1, INFINITY, start
@@ -264,6 +275,7 @@ def augment(free: list[int], matrix: Array, prices: Array, index: Array, owner: 
                 if column < 0:
                     row = -1 - column
                     look_again(row, matrix[row], prices, kept)
+                    again += 1
                     search = distance, before, done, level, reached, heap
                     end, shortest = relax_all(row, matrix[row], prices, owner, search, end, shortest)
                 elif length == distance[column] and not done[column]:
@@ -304,3 +316,71 @@ def relax_all(
                 else:
                     heappush(heap, (length, column))
     return end, shortest
+
+
+@compiled
+def augment_densely(free: list[int], matrix: Array, prices: Array, index: Array, owner: Array) -> None:
+    """Give each free row a column: along the shortest path to a free one (Dijkstra); prices rise on the way.
+
+    A step goes to the nearest open column, and on from the row that has it. `barred` is infinite for closed columns.
+    """
+    n = index.shape[0]
+    distance, barred, before = np.empty(n), np.empty(n), np.empty(n, np.int64)
+    top, closed = np.empty(LANES), np.empty(n, np.int64)
+    for start in free:
+        distance[:], barred[:] = INFINITY, 0.0
+        i, level, count, end = start, 0.0, 0, -1
+        while True:
+            nearest = relax_row(i, level, matrix[i], prices, distance, barred, before, top)
+            end = nearest_column(nearest, distance, barred, owner, top)
+            if owner[end] < 0:
+                break
+            closed[count], barred[end] = end, INFINITY
+            count += 1
+            i = owner[end]
+            level = nearest + (matrix[i, end] - prices[end])
+        for k in range(count):
+            prices[closed[k]] += nearest - distance[closed[k]]
+        while end >= 0:
+            i = before[end]
+            owner[end] = i
+            index[i], end = end, index[i]
+
+
+@compiled
+def relax_row(
+    i: int, level: float, row: Array, prices: Array, distance: Array, barred: Array, before: Array, top: Array
+) -> float:
+    """Follow the arcs of row i; fill `top` with the shortest distance of each lane, and return the shortest of all."""
+    n = row.shape[0]
+    width = min(n, LANES)
+    top[:width] = INFINITY
+    for start in range(0, n, LANES):
+        gains, paid, known = row[start : start + LANES], prices[start : start + LANES], distance[start : start + LANES]
+        bar, came = barred[start : start + LANES], before[start : start + LANES]
+        for lane in range(gains.shape[0]):
+            length = level - (gains[lane] - paid[lane]) + bar[lane]
+            shorter = length < known[lane]
+            length = length if shorter else known[lane]
+            known[lane] = length
+            came[lane] = i if shorter else came[lane]
+            length += bar[lane]
+            top[lane] = length if length < top[lane] else top[lane]
+    nearest = top[0]
+    for lane in range(1, width):
+        nearest = top[lane] if top[lane] < nearest else nearest
+    return nearest
+
+
+@compiled
+def nearest_column(nearest: float, distance: Array, barred: Array, owner: Array, top: Array) -> int:
+    """Return an open column at distance `nearest`, a free one if there is one, just after `relax_row` filled `top`."""
+    n, found = distance.shape[0], -1
+    for lane in range(min(LANES, n)):
+        if top[lane] == nearest:
+            for column in range(lane, n, LANES):
+                if distance[column] == nearest and barred[column] == 0:
+                    found = column
+                    if owner[column] < 0:
+                        return column
+    return found

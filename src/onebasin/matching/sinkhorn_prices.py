@@ -16,7 +16,7 @@ LOWEST = -60.0
 BLOCK = 1 << 17
 
 
-def sinkhorn_prices(stack: Tensor) -> Tensor:
+def sinkhorn_prices(stack: Tensor, start: Tensor | None = None) -> Tensor:
     """Return prices at which nearly every row can have the column it prefers, for a stack of gain matrices.
 
     With K = exp((gains - prices - row maximum) / T), alternate a = 1 / (K b) and b = 1 / (K^T a) (Sinkhorn scaling, the
@@ -26,6 +26,7 @@ def sinkhorn_prices(stack: Tensor) -> Tensor:
 
     Args:
         stack: `Float[Tensor, "batch n n"]` in float32 or float64.
+        start: prices that were right for similar gains; the first temperature, the highest, is then left out.
 
     Returns:
         `Float64[Tensor, "batch n"]` on the device of the gains.
@@ -41,9 +42,9 @@ def sinkhorn_prices(stack: Tensor) -> Tensor:
     size = sample.abs().amax((-2, -1), keepdim=True)
     least = torch.finfo(torch.float32).eps * size + torch.finfo(torch.float32).tiny
     gap = torch.maximum((best[..., :1] - best[..., 1:]).mean((-2, -1), keepdim=True), least).to(stack.dtype)
-    prices = stack.new_zeros((batch, 1, n))
+    prices = stack.new_zeros((batch, 1, n)) if start is None else start[:, None].to(stack)
     kernel = torch.empty(stack.shape, dtype=torch.float32, device=stack.device)
-    for share in STAGES:
+    for share in STAGES if start is None else STAGES[1:]:
         prices = _stage(stack, prices, share * gap, kernel)
     return torch.where(prices.isfinite(), prices, stack.amax(-2, keepdim=True))[:, 0].double()
 

@@ -1,0 +1,156 @@
+"""Assignments too large for brute force against scipy: with and without numba, cold and from starts good and bad."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from onebasin.errors import ParamsError
+from onebasin.matching import assignment
+from onebasin.matching.assignment import Assignment, solve
+
+# Sizes on both sides of the one from which rows keep only a few columns (193).
+DENSE, SPARSE = 67, 211
+
+
+@pytest.fixture(params=["with numba", "without numba"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "without numba":
+        monkeypatch.setattr(assignment, "has_numba", lambda: False)
+    elif not assignment.has_numba():
+        pytest.skip("numba is not installed")
+    return str(request.param)
+
+
+def spectral(n: int, generator: torch.Generator, basis: Tensor | None = None) -> Tensor:
+    """Return weights with power-law singular values and row norms that differ."""
+    left, right = (torch.linalg.qr(torch.randn(n, n, generator=generator))[0] for _ in range(2))
+    values = torch.arange(1, n + 1) ** -0.5
+    return torch.exp(torch.randn(n, 1, generator=generator) / 2) * (
+        (left * values) @ (right if basis is None else basis)
+    )
+
+
+def gains_of(family: str, n: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(n, n, generator=generator)
+    basis = torch.linalg.qr(torch.randn(n, n, generator=generator))[0]
+    planted = noise @ noise[torch.randperm(n, generator=generator)].T
+    counts = torch.arange(1.0, n + 1)
+    return {
+        "power law": lambda: spectral(n, generator) @ spectral(n, generator).T,
+        "shared basis": lambda: spectral(n, generator, basis) @ spectral(n, generator, basis).T,
+        "planted": lambda: planted + torch.randn(n, n, generator=generator) * math.sqrt(n),
+        "planted, noisy": lambda: planted + torch.randn(n, n, generator=generator) * n / 4,
+        "uniform": lambda: torch.rand(n, n, generator=generator),
+        "integers": lambda: noise.round(),
+        "zero or one": lambda: (noise > 2).float(),
+        "equal": lambda: torch.full((n, n), 0.7),
+        "equal rows": lambda: noise[:1].expand(n, n).contiguous(),
+        "products of counts": lambda: torch.outer(counts, counts),  # the longest paths (Machol and Wien)
+        "losses of counts": lambda: -torch.outer(counts, counts),
+        "many scales": lambda: noise * 10.0 ** (20 * torch.rand(n, 1, generator=generator) - 10),
+        "huge": lambda: noise * 1e35,
+        "tiny": lambda: noise * 1e-40,
+    }[family]()
+
+
+FAMILIES = [
+    *("power law", "shared basis", "planted", "planted, noisy", "uniform", "integers", "zero or one"),
+    *("equal", "equal rows", "products of counts", "losses of counts", "many scales", "huge", "tiny"),
+]
+
+
+def check(gains: Tensor, found: Assignment) -> None:
+    """Raise unless `found` is as good as what scipy finds, and proved by its prices."""
+    matrix = gains.double().numpy()
+    rows, columns = linear_sum_assignment(matrix, maximize=True)
+    size = np.abs(matrix).max(1).sum()
+    assert sorted(found.index.tolist()) == list(range(len(matrix)))
+    assert abs(found.value.item() - matrix[rows, columns].sum()) <= 1e-13 * size
+    margins = matrix - found.duals.numpy()
+    assert (margins.max(1) - margins[rows, found.index.numpy()]).sum() <= 1e-13 * size
+    assert 0 <= found.gap.item() < 1e-13
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("n", [DENSE, SPARSE])
+def test_it_is_as_good_as_scipy_and_proved(family: str, n: int, dtype: torch.dtype) -> None:
+    gains = gains_of(family, n).to(dtype)
+    check(gains, solve(gains))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("n", [DENSE, SPARSE])
+def test_no_start_is_too_bad(family: str, n: int) -> None:
+    gains, generator = gains_of(family, n), torch.Generator().manual_seed(7)
+    size = gains.abs().amax()
+    near = solve(gains + size / 300 * torch.randn(n, n, generator=generator))
+    far = solve(size * torch.randn(n, n, generator=generator))
+    wild = Assignment(far.index, far.value, far.gap, 1e6 * size.double() * torch.randn(n, generator=generator).double())
+    for start in (near, far, wild):
+        check(gains, solve(gains, start))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("n", [DENSE, SPARSE])
+def test_what_is_optimal_is_returned_as_it_is(family: str, n: int) -> None:
+    gains = gains_of(family, n)
+    found = solve(gains)
+    again = solve(gains, found)
+    assert torch.equal(again.index, found.index)
+    assert again.value == found.value
+    assert again.gap <= max(found.gap.item(), 1e-15)
+
+
+def test_a_start_that_was_optimal_is_improved_when_the_gains_change() -> None:
+    gains = gains_of("power law", SPARSE)
+    found = solve(gains)
+    changed = gains.clone()
+    changed[torch.arange(9), found.index[:9]] -= gains.abs().amax()
+    again = solve(changed, found)
+    assert not torch.equal(again.index, found.index)
+    check(changed, again)
+
+
+@pytest.mark.parametrize("n", [DENSE, SPARSE])
+def test_easy_and_hard_problems_share_a_batch(n: int) -> None:
+    gains = torch.stack([gains_of(family, n) for family in ("planted", "power law", "equal", "planted", "integers")])
+    cold = solve(gains)
+    other = solve(gains.flip(0))
+    for start in (cold, solve(gains, other), solve(gains, cold)):
+        for b, matrix in enumerate(gains):
+            check(matrix, Assignment(start.index[b], start.value[b], start.gap[b], start.duals[b]))
+
+
+def test_the_input_and_the_start_are_left_alone() -> None:
+    gains = gains_of("power law", SPARSE)
+    start = solve(gains_of("power law", SPARSE, seed=1))
+    before = [tensor.clone() for tensor in (gains, start.index, start.duals)]
+    solve(gains, start)
+    assert all(torch.equal(a, b) for a, b in zip(before, (gains, start.index, start.duals), strict=True))
+
+
+def test_views_are_read_as_they_are() -> None:
+    gains = gains_of("power law", 2 * SPARSE)[::2, 1::2].T
+    check(gains, solve(gains))
+
+
+def test_the_same_gains_give_the_same_bits() -> None:
+    gains = gains_of("integers", SPARSE)
+    first, second = solve(gains), solve(gains.clone())
+    assert torch.equal(first.index, second.index)
+    assert torch.equal(first.duals, second.duals)
+
+
+def test_gains_that_overflow_are_refused() -> None:
+    gains = torch.zeros(3, 3, dtype=torch.float64)
+    gains[0, 0], gains[1, 1] = 1e308, -1e308
+    with pytest.raises(ParamsError, match=r"as large as 1e\+308"):
+        solve(gains)
