@@ -16,7 +16,7 @@ from onebasin.checkpoints import load, load_permutation, load_spec, read, save
 from onebasin.cli.resolve import load_batches, load_model
 from onebasin.functional import with_params
 from onebasin.matching import ActivationMatching
-from onebasin.merging import merge, merge_many
+from onebasin.merging import Merge, merge, merge_many, merge_universe
 from onebasin.permutation import Permutation
 from onebasin.symmetry.discover import permutation_spec
 
@@ -197,16 +197,17 @@ def test_activation_matching_on_the_way_and_in_a_merge(run: Run, folder: Path) -
     assert_same(load(folder / "many.pt"), merge_many(spec, models, matcher).params)
 
 
-def test_merge_treats_all_models_alike(run: Run, folder: Path) -> None:
-    ran = good(run(f"merge a.pt b.safetensors c.pt {MODEL} --method many --out merged.pt"))
+@pytest.mark.parametrize(("method", "combined"), [("many", merge_many), ("universe", merge_universe)])
+def test_merge_treats_all_models_alike(run: Run, folder: Path, method: str, combined: Callable[..., Merge]) -> None:
+    ran = good(run(f"merge a.pt b.safetensors c.pt {MODEL} --method {method} --out merged.pt"))
     assert "mean squared distance to the mean" in ran.stdout
     models = [load(folder / name) for name in ("a.pt", "b.safetensors", "c.pt")]
     spec = permutation_spec(load_model("net.py:build"), torch.zeros(5, 3))
-    assert_same(load(folder / "merged.pt"), merge_many(spec, models).params)
+    assert_same(load(folder / "merged.pt"), combined(spec, models).params)
     record = json.loads((folder / "merged.record.json").read_text())
     assert list(record["results"]["alignments"]) == ["a.pt", "b.safetensors", "c.pt"]
     assert record["results"]["spread"] == sorted(record["results"]["spread"], reverse=True)
-    assert record["settings"]["method"] == "many"
+    assert record["settings"]["method"] == method
 
 
 def test_merge_recomputes_batch_norm_when_given_data(run: Run, folder: Path) -> None:

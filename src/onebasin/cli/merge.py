@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -21,15 +22,17 @@ from onebasin.cli.run import RECORD, Run
 from onebasin.cli.terminal import Outcome, progress_bars
 from onebasin.errors import UsageError
 from onebasin.matching import StopReason
+from onebasin.merging import Merge, merge_many, merge_universe
 from onebasin.merging import merge as combine
-from onebasin.merging import merge_many as combine_many
 from onebasin.report.tables import alignment_table
+
+METHODS: dict[str, Callable[..., Merge]] = {"reference": combine, "many": merge_many, "universe": merge_universe}
 
 
 def merge(
     *models: Path,
     output: OutputFlags = OUTPUT,
-    method: Literal["reference", "many"] = "reference",
+    method: Literal["reference", "many", "universe"] = "reference",
     weights: tuple[float, ...] = (),
     mending: MendingFlags = MENDING,
     architecture: ArchitectureFlags = ARCHITECTURE,
@@ -47,7 +50,8 @@ def merge(
     Args:
         models: Weights of two or more models, the reference first: .safetensors or .pt files, or model folders.
         output: Where the result goes.
-        method: "reference": each model is aligned to the first; "many": all alike, in turn, to the mean of the others.
+        method: "reference": each model is aligned to the first; "many": all alike, in turn, to the mean of the others;
+            "universe": the same, begun by Frank-Wolfe steps of all on their weights, which bring them closer together.
         weights: How much a model counts; give it once per model. Default: all the same.
         mending: What is done to the merged network.
         architecture: Which architecture.
@@ -67,8 +71,8 @@ def merge(
     if output.dry_run:
         return run.plan()
     with progress_bars() as progress:
-        combined, weighted = combine if method == "reference" else combine_many, weights or None
-        merged = combined(spec, [m.params for m in run.models], matcher, weights=weighted, progress=progress)
+        weighted = weights or None
+        merged = METHODS[method](spec, [m.params for m in run.models], matcher, weights=weighted, progress=progress)
         params, left = merged.params, dict[str, str]()
         if module is not None:
             moved = (p.apply(m.params) for p, m in zip(merged.permutations, run.models, strict=True))

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from onebasin.errors import UsageError
-from onebasin.matching import StopReason
+from onebasin.matching import Matcher, StopReason
 from onebasin.matching.assignment import solve
 from onebasin.matching.faq import line_search
 from onebasin.matching.mixture import Mixture, Slot, slots
 from onebasin.matching.soft import Pairs, nearest
 from onebasin.matching.terms import Term, feature_terms
-from onebasin.matching.weight import WeightMatching
 from onebasin.merging.many import Rounds
 from onebasin.merging.merge import Merge
 from onebasin.params import compute_dtype
@@ -32,6 +31,7 @@ HALVINGS = 8
 def merge_universe(
     spec: PermutationSpec,
     models: Sequence[Mapping[str, Tensor]],
+    matcher: Matcher | None = None,
     *,
     weights: Sequence[float] | None = None,
     steps: int = 40,
@@ -46,8 +46,8 @@ def merge_universe(
     mean, as `merge_many` does. Here the orders are soft until the end: every model in turn takes a Frank-Wolfe step,
     towards the best assignments of the gradient at the soft orders of all the others, as far as the objective rises.
     The heaviest model begins in its own order, the others at the mean of all orders. Then each order is rounded to the
-    nearest permutation, and the rounds of `merge_many` with weight matching end it. On independent networks this comes
-    closer than `merge_many` alone, at about the same cost.
+    nearest permutation, and the rounds of `merge_many` end it. On independent networks this comes closer than
+    `merge_many` alone, at about the same cost.
 
     The permutation from one model to another goes through the universe, so around every cycle of models they compose to
     the identity. At the end the universe is turned so that the first model's permutation is the identity.
@@ -57,6 +57,8 @@ def merge_universe(
     Args:
         spec: the symmetries of their architecture.
         models: two or more sets of params.
+        matcher: how a model is aligned to the mean of the others in the rounds at the end; default `WeightMatching()`.
+            The steps before look at weights, whatever the matcher.
         weights: how much each model counts, not negative, at least two of them positive; default: all the same.
         steps: at most so many of each model.
         tolerance: the steps end when those of all models together raise the objective by less than this share of it.
@@ -79,7 +81,7 @@ def merge_universe(
     """
     if steps < 1:
         raise UsageError(f"steps={steps}", "at least one", "use `merge_many` to go without")
-    run = Rounds.of(spec, models, WeightMatching(seed), weights, max_rounds)
+    run = Rounds.of(spec, models, matcher, weights, max_rounds)
     run.note_spread()
     stop = _relaxed(run, steps, tolerance, progress) or run.search(seed, progress)
     how = {"steps": steps, "tolerance": tolerance, "seed": seed, "max_rounds": max_rounds}

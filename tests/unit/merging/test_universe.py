@@ -126,6 +126,14 @@ def test_it_comes_closer_than_merge_many_on_independent_networks(count: int) -> 
     assert reached["universe"] > 1.03 * reached["many"]
 
 
+def test_the_rounds_at_the_end_take_the_matcher() -> None:
+    spec, models = strangers("mlp3", 3)
+    found = merge_universe(spec, models, WeightMatching(max_sweeps=1), max_rounds=1)
+    assert {type(one.matcher) for one in found.alignments} == {WeightMatching}
+    assert found.provenance["settings"]["max_sweeps"] == 1
+    assert all(len(one.objective) == 2 for one in found.alignments)
+
+
 def test_a_model_without_weight_is_aligned_too() -> None:
     spec, models, drawn = copies("wide", 3)
     found = merge_universe(spec, models, weights=[1.0, 0.0, 2.0])
