@@ -3,23 +3,25 @@
 Three seeds give three pairs per network (not independent of each other). Numbers are midpoint test loss minus the mean
 test loss of the ends, in nats; the statistics of batch norm are recomputed before each measurement, of the ends as
 well. Matching sees 1,024 training images without labels, or none; only straight-through matching and Sinkhorn re-basin
-see labels, of 5,000 images. FW is Frank-Wolfe; what is not marked is solved by coordinate descent. Hybrids are
-covariance-weighted weights and mu times the correlations of activations, by Frank-Wolfe; "from activations": mu is 3,
-and coordinate descent begins where correlations lead.
+see labels, of 5,000 images, and run on the first pair alone, for they are dear. FW is Frank-Wolfe; what is not marked
+is solved by coordinate descent. Hybrids are covariance-weighted weights and mu times the correlations of activations,
+by Frank-Wolfe; "from activations": mu is 3, and coordinate descent begins where correlations lead.
 
-    python experiments/objectives_table.py --data DIR --only NETWORK
+    python experiments/objectives_table.py --data DIR --only NETWORK [--columns METHOD ...]
 
-DIR holds the folders of `collection.py`. Each network has a record of its own; the table and the figure are made of all
-records in `--out`. Expected: matching by weights alone leaves a high barrier on narrow networks with batch norm, where
-activations do far better; "best", which chooses and then polishes by the label-free loss of the midpoint, is at or
-below activation matching on every network, and at half of it or less on the narrow ResNet20.
+DIR holds the folders of `collection.py`. Each network has a record of its own, written anew after every pair; columns
+that were measured before and are not asked for stay in it. Table and figure are made of all records in `--out`.
+Expected: matching by weights alone leaves a high barrier on narrow networks with batch norm, where activations do far
+better; "best", which chooses and then polishes by the label-free loss of the midpoint, is at or below activation
+matching on every network, and at half of it or less on the narrow ResNet20.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -36,12 +38,34 @@ from running import ADDED, bars, command, judged, keep, options
 NAME = "objectives_table"
 NETWORKS = list(TITLES)
 INPUTS, STATISTICS = 1024, 2048  # unlabelled training images for matching; those of the batch-norm statistics
-LABELLED, EPOCHS = 5000, 2  # training images with labels, for straight-through matching alone, and passes over them
+LABELLED, BATCH = 5000, 250  # training images with labels, for the methods that follow them, one pass
+
+
+@dataclass(frozen=True)
+class Known:
+    """A matcher that returns what was found before."""
+
+    alignment: ob.Alignment
+
+    def match(self, *_: object) -> ob.Alignment:
+        """Return it."""
+        return self.alignment
+
+
+@dataclass(frozen=True, eq=False)
+class BestOfKnown(ob.Best):
+    """`Best`, with candidates that were solved before."""
+
+    known: Mapping[str, Known] = field(default_factory=dict)
+
+    def candidates(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Return them."""
+        return dict(self.known)
 
 
 @dataclass
 class Pair:
-    """Two networks to match, and what the methods may look at. Statistics are measured once and used by all columns."""
+    """Two networks to match, and what the methods may look at. What several columns need is computed once."""
 
     model: nn.Module
     spec: ob.PermutationSpec
@@ -49,13 +73,35 @@ class Pair:
     b: ob.Params
     inputs: list[Tensor]
     labelled: list[Split]
+    found: dict[str, ob.Alignment] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def synthetic(self) -> ob.ActivationMatching:
+        """Activations on drawn inputs, where each network's batch norm is recomputed on them."""
         drawn = ob.synthetic_batches(self.model, (self.inputs[0][:2],), samples=INPUTS)
         made = ob.Activations(self.model, drawn, batchnorm=True)(self.spec, self.a, self.b)
-        self.synthetic = ob.ActivationMatching(lambda *_: made, statistic="correlation")
-        self.seen = ob.Covariance(ob.LayerInputs(self.model, self.inputs))
-        self.candidates = ob.Best(self.model, self.inputs).candidates(self.spec, self.a, self.b)
+        return ob.ActivationMatching(lambda *_: made, statistic="correlation")
+
+    @cached_property
+    def candidates(self) -> dict[str, Any]:
+        """The matchers that `Best` chooses from, with the statistics they need."""
+        return dict(ob.Best(self.model, self.inputs).candidates(self.spec, self.a, self.b))
+
+    def covariance(self, solver: Any) -> ob.WeightMatching:
+        """Return matching by the covariance-weighted weights of the candidates."""
+        return replace(self.candidates["hybrid, mu 3"].weights, solver=solver)
+
+    def best(self, **settings: Any) -> ob.Best:
+        """Return `Best`, which chooses among what its candidates found."""
+        known = {name: Known(self.align(name)) for name in self.candidates}
+        return BestOfKnown(self.model, self.inputs, known=known, **settings)
+
+    def align(self, method: str) -> ob.Alignment:
+        """Return what a column finds."""
+        if method not in self.found:
+            matcher = METHODS[method](self) if method in METHODS else self.candidates[method]
+            self.found[method] = ob.align(self.spec, self.a, self.b, matcher)
+        return self.found[method]
 
 
 def weights(solver: Any = "coordinate-descent", **settings: Any) -> ob.WeightMatching:
@@ -71,12 +117,12 @@ def candidate(name: str) -> Callable[[Pair], Any]:
 # Name of a column -> the matcher.
 METHODS: dict[str, Callable[[Pair], Any]] = {
     "weights": lambda _: weights(),
-    "weights, unit": candidate("weights"),
+    "weights, unit": lambda _: weights(features="unit"),
     "weights, FW": lambda _: weights("frank-wolfe"),
     "weights, unit, FW": lambda _: weights("frank-wolfe", features="unit"),
     "weights, Sinkhorn": lambda _: weights("sinkhorn"),
-    "covariance": lambda pair: weights(features=pair.seen),
-    "covariance, FW": lambda pair: weights("frank-wolfe", features=pair.seen),
+    "covariance": lambda pair: pair.covariance(weights().solver),
+    "covariance, FW": lambda pair: pair.covariance("frank-wolfe"),
     "synthetic correlation": lambda pair: pair.synthetic,
     "synthetic, unit hybrid, FW": lambda pair: ob.Hybrid(pair.synthetic, weights("frank-wolfe", features="unit")),
     "activations, product": candidate("activations, product"),
@@ -85,55 +131,87 @@ METHODS: dict[str, Callable[[Pair], Any]] = {
     "hybrid, mu 3": candidate("hybrid, mu 3"),
     "hybrid, mu 10": candidate("hybrid, mu 10"),
     "hybrid from activations": candidate("hybrid from activations"),
+    "unit hybrid": lambda pair: replace(
+        pair.candidates["hybrid, mu 3"], weights=weights("frank-wolfe", features="unit")
+    ),
     "unit hybrid from activations": candidate("unit hybrid from activations"),
-    "straight-through (labels)": lambda pair: ob.StraightThrough(pair.model, pair.labelled, epochs=EPOCHS),
-    "Sinkhorn re-basin (labels)": lambda pair: ob.SinkhornRebasin(pair.model, pair.labelled, epochs=EPOCHS),
-    "best, not polished": lambda pair: ob.Best(pair.model, pair.inputs, rounds=0),
-    "best": lambda pair: ob.Best(pair.model, pair.inputs),
+    "straight-through (labels)": lambda pair: ob.StraightThrough(pair.model, pair.labelled, epochs=1),
+    "Sinkhorn re-basin (labels)": lambda pair: ob.SinkhornRebasin(pair.model, pair.labelled, epochs=1, rate=1.0),
+    "best, not polished": lambda pair: pair.best(rounds=0),
+    "best": lambda pair: pair.best(),
 }
+FIRST_PAIR_ONLY = {"straight-through (labels)", "Sinkhorn re-basin (labels)"}
 
 
-def measure(name: str, methods: Sequence[str], data: Path, models: Path | None) -> dict[str, Any]:
-    """Run `methods` on every pair of one network."""
+@dataclass
+class Midpoints:
+    """Measures midpoints of one pair; what two columns both find is measured once."""
+
+    pair: Pair
+    measure: Callable[[ob.Params], dict[str, float]]
+    known: list[tuple[ob.Permutation, dict[str, float]]] = field(default_factory=list)
+
+    def of(self, method: str) -> dict[str, Any]:
+        """Return loss and accuracy of the midpoint that a column finds, and how it was found."""
+        begin = time.perf_counter()
+        found = self.pair.align(method) if method != "naive" else None
+        seconds = time.perf_counter() - begin
+        permutation = found.permutation if found else ob.Permutation.identity(self.pair.spec)
+        values = next((values for other, values in self.known if permutation == other), None)
+        if values is None:
+            values = self.measure(ob.lerp(self.pair.a, permutation.apply(self.pair.b), 0.5))
+            self.known.append((permutation, values))
+        objective = [found.objective[0], found.objective[-1]] if found else []
+        return {**values, "seconds": seconds, "objective": objective, "note": found.note if found else ""}
+
+
+def measure(
+    name: str, methods: Sequence[str], data: Path, models: Path | None, before: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield the results of one network after every pair: those of `before`, with `methods` measured anew."""
     net, splits = NETS[name], read(data / NETS[name].data)
     trained = [params_of(name, data, models, seed) for seed in range(min(3, net.seeds))]
     ends, model = [params for params, _ in trained], net.make()
-    evaluate, images = ob.classification(batches(splits["test"])), batches(splits["train"], 256, STATISTICS)
-    inputs = [x for x, _ in batches(splits["train"], 256, INPUTS)]
+    evaluate, images = ob.classification(batches(splits["test"], BATCH)), batches(splits["train"], 256, STATISTICS)
+    inputs, labelled = [x for x, _ in images][: -(-INPUTS // 256)], batches(splits["train"], BATCH, LABELLED)
     spec = ob.permutation_spec(model.eval(), (splits["test"][0][:2],))
-    alone = [measured(model, params, evaluate, images) for params in ends]
+
+    def at(params: ob.Params) -> dict[str, float]:
+        return measured(model, params, evaluate, images)
+
+    alone = [at(params) for params in ends]
     print(name, *alone, sep="\n", flush=True)
-    cells: dict[str, list[dict[str, Any]]] = {}
+    cells: dict[str, list[dict[str, Any]]] = {**before.get("cells", {})}
     for i, j in combinations(range(len(ends)), 2):
-        pair = Pair(model, spec, ends[i], ends[j], inputs, batches(splits["train"], 250, LABELLED))
-        base = {metric: (alone[i][metric] + alone[j][metric]) / 2 for metric in ("loss", "accuracy")}
-        for method in ("naive", *methods):
-            begin = time.perf_counter()
-            found = ob.align(spec, ends[i], ends[j], METHODS[method](pair)) if method != "naive" else None
-            seconds, moved = time.perf_counter() - begin, found.permutation.apply(ends[j]) if found else ends[j]
-            middle = measured(model, ob.lerp(ends[i], moved, 0.5), evaluate, images)
-            cell = {"pair": (i, j), "barrier": middle["loss"] - base["loss"], "accuracy": middle["accuracy"]}
-            cell |= {"seconds": seconds, "note": found.note if found else ""}
-            cells.setdefault(method, []).append(cell)
-            print(f"{name} {i}-{j} {method:26} {cell['barrier']:8.4f} {seconds:7.1f} s {cell['note']}", flush=True)
-    return {"ends": alone, "training_cpu_seconds": [seconds for _, seconds in trained], "cells": cells}
+        midpoints = Midpoints(Pair(model, spec, ends[i], ends[j], inputs, labelled), at)
+        for method in methods:
+            if method in FIRST_PAIR_ONLY and (i, j) != (0, 1):
+                continue
+            cell = {"pair": [i, j], **midpoints.of(method)}
+            cell["barrier"] = cell.pop("loss") - (alone[i]["loss"] + alone[j]["loss"]) / 2
+            others = [one for one in cells.get(method, []) if one["pair"] != cell["pair"]]
+            cells[method] = sorted([*others, cell], key=lambda one: one["pair"])
+            figures = f"{cell['barrier']:8.4f} {cell['seconds']:7.1f} s"
+            print(f"{name} {i}-{j} {method:28} {figures} {cell['note']}", flush=True)
+        ordered = {method: cells[method] for method in ("naive", *METHODS) if method in cells}
+        yield {"ends": alone, "training_cpu_seconds": [seconds for _, seconds in trained], "cells": ordered}
 
 
-def barriers(cells: Mapping[str, list[dict[str, Any]]], method: str) -> list[float]:
-    """Return the barrier of every pair."""
-    return [cell["barrier"] for cell in cells[method]]
+def means(cells: Mapping[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Return the mean barrier of every column."""
+    return {method: fmean(cell["barrier"] for cell in found) for method, found in cells.items()}
 
 
 def expectations(name: str, cells: Mapping[str, list[dict[str, Any]]]) -> dict[str, bool]:
     """Return what was expected of the means."""
-    if "best" not in cells:
+    mean = means(cells)
+    kinds = ("activations, product", "activations, correlation")
+    if not {"best", *kinds} <= mean.keys():
         return {}
-    best, product, correlation = (
-        fmean(barriers(cells, method)) for method in ("best", "activations, product", "activations, correlation")
-    )
-    found = {"best is at or below both kinds of activation matching": best <= min(product, correlation)}
+    activations = min(mean[kind] for kind in kinds)
+    found = {"best is at or below both kinds of activation matching": mean["best"] <= activations}
     if name == "cifar_resnet20_half":
-        found["best is at half of activation matching or less"] = best <= min(product, correlation) / 2
+        found["best is at half of activation matching or less"] = mean["best"] <= activations / 2
     return found
 
 
@@ -147,45 +225,53 @@ def kept(folder: Path) -> dict[str, dict[str, Any]]:
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a Markdown table: a line per method, a column per network, mean [lowest..highest]."""
-    methods = list(dict.fromkeys(method for found in results.values() for method in found["cells"]))
     lines = ["| | " + " | ".join(TITLES[name] for name in results) + " |", "|---" * (len(results) + 1) + "|"]
-    for method in methods:
+    for method in ("naive", *METHODS):
         row = []
         for found in results.values():
-            values = barriers(found["cells"], method) if method in found["cells"] else []
-            row.append(f"{fmean(values):.3f} [{min(values):.3f}..{max(values):.3f}]" if values else "")
+            values = [cell["barrier"] for cell in found["cells"].get(method, [])]
+            spread = f" [{min(values):.3f}..{max(values):.3f}]" if len(values) > 1 else ""
+            row.append(f"{fmean(values):.3f}{spread}" if values else "")
         lines.append(f"| {method} | " + " | ".join(row) + " |")
     ends = (fmean(end["accuracy"] for end in found["ends"]) for found in results.values())
     return "\n".join([*lines, "| accuracy of the ends | " + " | ".join(f"{100 * one:.1f} %" for one in ends) + " |"])
 
 
 def figure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Return a panel per network with a line per method."""
-    panels = {
-        TITLES[name]: {method: barriers(found["cells"], method) for method in found["cells"]}
-        for name, found in results.items()
-    }
-    return bars(panels, ADDED)
+    """Return a panel per network with a line per method; what is there without matching would hide the rest."""
+    return bars(
+        {
+            f"{TITLES[name]}\n(naive: {means(found['cells'])['naive']:.2f})": {
+                method: [cell["barrier"] for cell in found["cells"][method]]
+                for method in METHODS
+                if method in found["cells"]
+            }
+            for name, found in results.items()
+        },
+        ADDED,
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train and measure, write a record per network, and table and figure of all."""
     parser = options(__doc__, data="folder of the folders of the data sets")
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME", help="which")
-    parser.add_argument("--skip", nargs="+", choices=list(METHODS), default=[], metavar="METHOD", help="leave out")
+    columns = ["naive", *METHODS]
+    parser.add_argument("--columns", nargs="+", choices=columns, default=columns, metavar="METHOD", help="which")
     args = parser.parse_args(arguments)
-    methods = [method for method in METHODS if method not in args.skip]
-    settings = {"inputs": INPUTS, "statistics": STATISTICS, "labelled": LABELLED, "straight_through_epochs": EPOCHS}
+    settings = {"inputs": INPUTS, "statistics": STATISTICS, "labelled": LABELLED, "labelled_batch": BATCH}
     for name in args.only:
-        begin, found = time.perf_counter(), measure(name, methods, args.data, args.models)
-        print(name)
-        found["expected"] = judged(expectations(name, found["cells"]))
-        recipe = {"training": asdict(NETS[name].recipe)}
+        begin, before = time.perf_counter(), kept(args.out).get(name, {})
         call = command(NAME, parser, argparse.Namespace(**vars(args) | {"only": [name]}))
-        keep(args.out, f"{NAME}_{name}", call, settings | recipe, found, time.perf_counter() - begin)
-    results = kept(args.out)
-    print(table(results))
-    figure(results).savefig(args.out / f"{NAME}.png", dpi=110)
+        for results in measure(name, args.columns, args.data, args.models, before):
+            seconds = time.perf_counter() - begin
+            results["runs"] = [*before.get("runs", []), {"command": call, "seconds": round(seconds)}]
+            results["expected"] = judged(expectations(name, results["cells"]))
+            recipe = {"training": asdict(NETS[name].recipe)}
+            keep(args.out, f"{NAME}_{name}", call, settings | recipe, results, seconds)
+    everything = kept(args.out)
+    print(table(everything))
+    figure(everything).savefig(args.out / f"{NAME}.png", dpi=110)
 
 
 if __name__ == "__main__":
