@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 
 import onebasin as ob
-from benchmarks import discovery, growth, matching, memory, path, peers, weight_matching
+from benchmarks import discovery, growth, matching, memory, nested, path, peers, weight_matching
 from benchmarks.timing import Row
 
 BENCHMARKS = {
     "discovery": discovery.run,
     "matching": matching.run,
     "weight_matching": weight_matching.run,
+    "nested": nested.run,
     "peers": peers.run,
     "growth": growth.run,
     "memory": memory.run,
