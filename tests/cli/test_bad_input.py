@@ -17,6 +17,7 @@ from user import Ran, files
 
 from onebasin.checkpoints import load
 from onebasin.cli.main import main
+from onebasin.cli.merge import METHODS
 
 Run = Callable[[str], Ran]
 MODEL = "--model net.py:build --inputs 5x3"
@@ -272,7 +273,7 @@ def test_ctrl_c_ends_with_a_line_and_no_file(folder: Path, monkeypatch: pytest.M
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("onebasin.cli.merge.combine", interrupted)
+    monkeypatch.setitem(METHODS, "reference", interrupted)
     before = files(folder)
     ran = run(f"merge a.pt b.safetensors {MODEL} --out new")
     assert (ran.status, ran.stdout, ran.stderr) == (130, "", "interrupted: nothing was written\n")
