@@ -239,17 +239,14 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def figure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Return a panel per network with a line per method; what is there without matching would hide the rest."""
-    return bars(
-        {
-            f"{TITLES[name]}\n(naive: {means(found['cells'])['naive']:.2f})": {
-                method: [cell["barrier"] for cell in found["cells"][method]]
-                for method in METHODS
-                if method in found["cells"]
-            }
-            for name, found in results.items()
-        },
-        ADDED,
-    )
+    methods = [method for method in METHODS if any(method in found["cells"] for found in results.values())]
+    panels = {
+        f"{TITLES[name]}\n(naive: {means(found['cells'])['naive']:.2f})": {
+            method: [cell["barrier"] for cell in found["cells"].get(method, [])] for method in methods
+        }
+        for name, found in results.items()
+    }
+    return bars(panels, ADDED)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -57,7 +57,7 @@ def bars(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str) -> Fig
     """Draw a panel per title with a line per name: every value as a dot, their mean as a bar.
 
     Args:
-        panels: title -> name -> values; all panels have the lines of all, in one order.
+        panels: title -> name -> values, or none; all panels have the lines of all, in one order.
         label: what the values are.
     """
     columns = min(4, len(panels))
@@ -66,13 +66,14 @@ def bars(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str) -> Fig
     figure = Figure(figsize=(3 + 2.9 * columns, 0.3 + rows * (0.9 + 0.21 * len(names))), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     for ax, (title, lines) in zip(axes, panels.items(), strict=False):
-        ax.barh(names, [fmean(lines[name]) if name in lines else 0.0 for name in names], color="#56B4E9", height=0.7)
+        ax.barh(names, [fmean(lines[name]) if lines.get(name) else 0.0 for name in names], color="#56B4E9", height=0.7)
         for name, values in lines.items():
             ax.plot(values, [name] * len(values), "o", color="black", markersize=3)
         ax.axvline(0, color="black", linewidth=0.8)
         ax.set_title(title, fontsize="medium", loc="left")
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.25, axis="x")
+        ax.locator_params(axis="x", nbins=4)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
     axes[0].invert_yaxis()
