@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -72,22 +71,34 @@ def mean(models: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None
         ParamsError: models do not have the same tensors.
         UsageError: no models, or weights that do not fit.
     """
-    shares = _shares(len(models), weights)
+    shares = shares_of(len(models), weights)
     for number, other in enumerate(models[1:], 2):
         _check_fit(models[0], other, f"params of model {number}")
 
     def average(name: str, first: Tensor) -> Tensor:
-        tensors = [model[name] for model in models]
-        # Equal tensors stay as they are, as in `_between`.
-        if not _on_a_scale(first) or all(torch.equal(first, tensor.to(first)) for tensor in tensors[1:]):
+        # Equal tensors stay as they are, as in `_between`. Each is looked up only when it is needed, to be freed again.
+        if not _on_a_scale(first) or all(torch.equal(first, model[name].to(first)) for model in models[1:]):
             return first.clone()
-        dtype = reduce(torch.promote_types, map(compute_dtype, tensors))
-        total = first.to(dtype) * shares[0]
-        for tensor, share in zip(tensors[1:], shares[1:], strict=True):
-            total = total.add_(tensor.to(first.device, dtype), alpha=share)
+        total = first.to(compute_dtype(first)) * shares[0]
+        for model, share in zip(models[1:], shares[1:], strict=True):
+            tensor = model[name]
+            total = total.to(torch.promote_types(total.dtype, compute_dtype(tensor)))
+            total = total.add_(tensor.to(total), alpha=share)
         return total.to(first.dtype)
 
     return map_tensors(models[0], average)
+
+
+def shares_of(count: int, weights: Sequence[float] | None) -> list[float]:
+    """Return how much each of `count` models counts, of sum 1. Raises `UsageError` if the weights do not fit."""
+    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    if not count or len(given) != count or not all(map(math.isfinite, given)) or not sum(given) > 0:
+        raise UsageError(
+            f"{count} models and the weights {weights}",
+            "at least one model, and one finite weight per model, of positive sum",
+            "pass one weight per model, or none for the plain mean",
+        )
+    return [weight / sum(given) for weight in given]
 
 
 def _between(a: Mapping[str, Tensor], b: Mapping[str, Tensor], lam: float, blend: Blend) -> Params:
@@ -126,17 +137,6 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 def _on_a_scale(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
-    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
-    if not count or len(given) != count or not all(map(math.isfinite, given)) or not sum(given) > 0:
-        raise UsageError(
-            f"{count} models and the weights {weights}",
-            "at least one model, and one finite weight per model, of positive sum",
-            "pass one weight per model, or none for the plain mean",
-        )
-    return [weight / sum(given) for weight in given]
 
 
 def _check_fit(a: Mapping[str, Tensor], b: Mapping[str, Tensor], what: str) -> None:

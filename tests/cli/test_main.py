@@ -73,6 +73,26 @@ def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_bar_begins_anew_for_the_next_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time left of the second model is its own, not that of the first, which is done."""
+    shown = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(terminal, "console", lambda *, stderr: shown)
+    made: list[terminal.Bars] = []
+
+    class Kept(terminal.Bars):
+        def __enter__(self) -> terminal.Bars:
+            made.append(self)
+            return super().__enter__()
+
+    monkeypatch.setattr(terminal, "Bars", Kept)
+    with terminal.progress_bars() as progress:
+        progress("relaxing", 3, 3)
+        (bar,) = made[0].tasks
+        assert bar.finished
+        progress("relaxing", 1, 3)
+        assert (bar.finished, bar.completed, bar.time_remaining) == (False, 1, None)
+
+
 def test_progress_draws_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Console(file=io.StringIO(), force_terminal=True, width=100)
     monkeypatch.setattr(terminal, "console", lambda *, stderr: shown)

@@ -84,8 +84,7 @@ class Tools:
         params = on_device_of(model, dict(merged))
         if not self.repair:
             return guarded(lambda: recompute_batchnorm(model, params, batches, progress), self.what), {}
-        own = [on_device_of(model, dict(end)) for end in ends]
-        return guarded(lambda: repair(model, spec, params, own, batches, weights, progress), self.what)
+        return guarded(lambda: repair(model, spec, params, ends, batches, weights, progress), self.what)
 
     def path(self, model: nn.Module, spec: PermutationSpec) -> Interpolation:
         """Return how networks on a straight path are made: repaired between the ends, if that is wanted."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+
+from rich.console import RenderableType
 
 from onebasin.cli.matcher import CHOICE, ChoiceFlags
 from onebasin.cli.mending import MENDING, MendingFlags, left_alone
@@ -16,14 +18,16 @@ from onebasin.cli.options import (
     ArchitectureFlags,
     MatchingFlags,
     OutputFlags,
+    on_device_of,
     read_for,
 )
 from onebasin.cli.run import RECORD, Run
 from onebasin.cli.terminal import Outcome, progress_bars
-from onebasin.errors import UsageError
-from onebasin.matching import StopReason
+from onebasin.errors import UsageError, listing
+from onebasin.matching import Alignment, StopReason
 from onebasin.merging import Merge, merge_many, merge_universe
 from onebasin.merging import merge as combine
+from onebasin.merging.merge import Moved
 from onebasin.report.tables import alignment_table
 
 METHODS: dict[str, Callable[..., Merge]] = {"reference": combine, "many": merge_many, "universe": merge_universe}
@@ -73,19 +77,35 @@ def merge(
     with progress_bars() as progress:
         weighted = weights or None
         merged = METHODS[method](spec, [m.params for m in run.models], matcher, weights=weighted, progress=progress)
-        params, left = merged.params, dict[str, str]()
+        params, left, cut = merged.params, dict[str, str](), False
         if module is not None:
-            moved = (p.apply(m.params) for p, m in zip(merged.permutations, run.models, strict=True))
-            params, left = tools.mend(module, spec, params, list(moved) if tools.repair else [], weighted, progress)
+            own = [on_device_of(module, model.params) for model in run.models]
+            ends = [Moved(order, one) for order, one in zip(merged.permutations, own, strict=True)]
+            try:
+                params, left = tools.mend(module, spec, params, ends, weighted, progress)
+            except KeyboardInterrupt:
+                cut = True
     tools.remark(spec, "averaged")
     left_alone(left)
-    labels = [str(path) for path in (models[1:] if method == "reference" else models)]
-    if len(labels) > len(merged.alignments):  # interrupted before all had their turn
-        labels = [f"alignment {number}" for number in range(1, len(merged.alignments) + 1)]
-    rows = dict(zip(labels, merged.alignments, strict=True))
+    rows = {str(models[number]): found for number, found in zip(merged.aligned, merged.alignments, strict=True)}
     results = {"alignments": {label: found.to_json() for label, found in rows.items()}, "spread": merged.spread}
     results |= {"not_repaired": left} if tools.repair else {}
-    told = [f"{label}: {found.why()}" for label, found in rows.items() if found.stop is not StopReason.CONVERGED]
-    outcome = run.write(params, results, models[0], [alignment_table(rows), *merged.rounds(), *told])
-    stops = {merged.stop, *(found.stop for found in rows.values())}
-    return replace(outcome, interrupted=StopReason.INTERRUPTED in stops)
+    outcome = run.write(params, results, models[0], _view(rows, merged, models, cut=cut))
+    return replace(outcome, interrupted=cut or merged.stop is StopReason.INTERRUPTED)
+
+
+def _view(
+    rows: Mapping[str, Alignment], merged: Merge, models: Sequence[Path], *, cut: bool
+) -> Iterator[RenderableType]:
+    """Yield what people read of a merge; `cut`: an interrupt came before the merged network was mended."""
+    if rows:
+        yield alignment_table(rows)
+    yield from merged.rounds()
+    for label, found in rows.items():
+        if found.stop is not StopReason.CONVERGED:
+            yield f"{label}: {found.why()}"
+    waiting = [str(path) for number, path in enumerate(models) if number and number not in merged.aligned]
+    if waiting:
+        yield f"Interrupted from the keyboard before the turn of {listing(waiting)}."
+    if cut:
+        yield "Interrupted from the keyboard before the merged network was mended: it is the plain mean."

@@ -84,11 +84,15 @@ def progress_bars() -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     tasks: dict[str, TaskID] = {}
+    reached: dict[str, int] = {}
     with Bars(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
 
         def told(task: str, done: int, total: int) -> None:
             if task not in tasks:
                 tasks[task] = bars.add_task(task, total=total or None)
+            elif done < reached[task]:  # the same once more, for the next model: its time begins anew
+                bars.reset(tasks[task])
+            reached[task] = done
             bars.update(tasks[task], completed=done, total=total or None)
 
         yield told

@@ -21,6 +21,7 @@ from onebasin.spec import PermutationSpec
 
 # A move must bring the model closer to the others by this share of its squared norm: the paper's figure, made relative.
 IMPROVEMENT = 1e-12
+PIECE = 1 << 20  # elements that are computed in float64 at a time
 
 
 def merge_many(
@@ -119,11 +120,12 @@ class Rounds:
         """Return the mean, all models in the order of the first."""
         common = self.permutations[0].inverse()
         self.permutations = [common @ permutation for permutation in self.permutations]
-        alignments = tuple(self.alignments[number] for number in sorted(self.alignments))
+        aligned = tuple(sorted(self.alignments))
+        alignments = tuple(self.alignments[number] for number in aligned)
         made = provenance(method, len(self.models), self.matcher, self.weights) | dict(settings)
-        mean = self.mean(range(len(self.models)))
-        params = map_tensors(mean, lambda name, tensor: tensor.to(self.models[0][name].dtype))
-        return Merge(params, tuple(self.permutations), alignments, made, stop, tuple(self.spread))
+        everyone = range(len(self.models))
+        params = map_tensors(self.models[0], lambda name, first: self.average(name, everyone).to(first.dtype))
+        return Merge(params, tuple(self.permutations), alignments, aligned, made, stop, tuple(self.spread))
 
     def search(self, seed: int, progress: Progress) -> StopReason:
         """Visit the models in random orders until none moves any more."""
@@ -202,9 +204,15 @@ class Rounds:
 
 
 def _squares(one: Tensor, other: Tensor | None = None) -> float:
-    """Return the sum of squares of a tensor, or of the difference of two, in float64."""
+    """Return the sum of squares of a tensor, or of the difference of two, in float64, a piece at a time."""
+    parts = one.reshape(-1).split(PIECE)
+    others = [None] * len(parts) if other is None else other.reshape(-1).split(PIECE)
+    return math.fsum(_norm(part, minus) ** 2 for part, minus in zip(parts, others, strict=True))
+
+
+def _norm(one: Tensor, minus: Tensor | None) -> float:
     wide = one.to(torch.promote_types(one.dtype, torch.float64))
-    return torch.linalg.vector_norm(wide if other is None else wide - other.to(wide)).item() ** 2
+    return torch.linalg.vector_norm(wide if minus is None else wide - minus.to(wide)).item()
 
 
 def _shares(count: int, weights: Sequence[float] | None) -> list[float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import ExitStack
+from itertools import count
 from typing import Any
 
 import torch
@@ -69,15 +70,22 @@ def repair(
     check_repeatable(batches)
     left = _left(model, spec)
     layers = {n: layer for n, layer in model.named_modules() if n not in left and _puts_out(n, layer, spec)}
-    found = [_measured(model, params, layers, batches, progress) for params in ends]
+    told = _counted(progress, (len(ends) + 1) * len(batches) if isinstance(batches, Sized) else 0)
+    found = [_measured(model, params, layers, batches, told) for params in ends]
     left |= {name: "is not called exactly once per batch" for name in layers if any(name not in one for one in found)}
     layers = {name: layer for name, layer in layers.items() if name not in left}
     goals = {name: mean([one[name] for one in found], weights) for name in layers}
-    own = _measured(model, merged, layers, batches, progress, goals)
+    own = _measured(model, merged, layers, batches, told, goals)
     result = dict(merged)
     for name in layers:
         _fold(result, name, own[name], goals[name])
     return recompute_batchnorm(model, result, batches, progress), left
+
+
+def _counted(progress: Progress, total: int) -> Callable[[], None]:
+    """Return what is called after each batch of every network."""
+    numbers = count(1)
+    return lambda: progress("repair", next(numbers), total)
 
 
 def _puts_out(name: str, layer: nn.Module, spec: PermutationSpec) -> bool:
@@ -113,7 +121,7 @@ def _measured(
     params: Mapping[str, Tensor],
     layers: Mapping[str, nn.Module],
     batches: Iterable[Any],
-    progress: Progress,
+    told: Callable[[], None],
     goals: Mapping[str, Statistics] | None = None,
 ) -> dict[str, Statistics]:
     """Return the statistics of the outputs of `layers`; with `goals`, each batch of them is given these first."""
@@ -142,10 +150,11 @@ def _measured(
         for name, layer in layers.items():
             axis = -1 if isinstance(layer, nn.Linear) else 1
             stack.callback(layer.register_forward_hook(hook(name, axis)).remove)
-        for done, batch in enumerate(batches, 1):
+        for batch in batches:
             args, kwargs = inputs_of(batch)
             predict(*args, **kwargs)
-            progress("repair", done, 0)
+            done += 1
+            told()
     if not done:
         raise UsageError("no batches", "at least one batch of inputs", "pass a list or a DataLoader")
     return {name: _statistics(stream.finalize()) for name, stream in streams.items() if calls[name] == done}

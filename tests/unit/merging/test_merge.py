@@ -10,10 +10,11 @@ from helpers import assert_same, clone
 
 from onebasin.errors import ParamsError, UsageError
 from onebasin.interpolate import mean, slerp
-from onebasin.matching import WeightMatching
+from onebasin.matching import Alignment, StopReason, WeightMatching
 from onebasin.merging import merge
 from onebasin.params import Params
 from onebasin.permutation import Permutation
+from onebasin.progress import Progress
 from onebasin.spec import PermutationSpec
 
 SHAPES = {"fc1.weight": (11, 23), "fc1.bias": (11,), "fc2.weight": (7, 11), "fc2.bias": (7,), "fc3.weight": (13, 7)}
@@ -81,6 +82,45 @@ def test_progress_counts_models() -> None:
     seen: list[tuple[str, int, int]] = []
     merge(SPEC, copies(3), progress=lambda *step: seen.append(step))
     assert [step for step in seen if step[0] == "align"] == [("align", 1, 2), ("align", 2, 2)]
+
+
+def interrupt_at(task: str, done: int) -> Progress:
+    """Return a progress callback that is interrupted from the keyboard at some step."""
+
+    def told(now: str, step: int, total: int) -> None:
+        if (now, step) == (task, done):
+            raise KeyboardInterrupt
+
+    return told
+
+
+@pytest.mark.parametrize(("task", "aligned"), [("matching", (1,)), ("align", (1,))])
+def test_an_interrupt_ends_it_with_what_there_is(task: str, aligned: tuple[int, ...]) -> None:
+    """Inside the first matching, and after it: the other models are not begun."""
+    models = [params(0), params(1), params(2)]
+    found = merge(SPEC, models, progress=interrupt_at(task, 1))
+    assert (found.stop, found.aligned) == (StopReason.INTERRUPTED, aligned)
+    assert found.permutations[2] == Permutation.identity(SPEC)
+    moved = [found.permutations[1].apply(models[1]), models[2]]
+    assert_same(found.params, mean([models[0], *moved]))
+    assert "model 2: " in str(found)
+    assert "model 3: " not in str(found)
+
+
+def test_an_interrupt_before_anything_is_found_is_raised() -> None:
+    class Slow:
+        def match(self, *_: object) -> Alignment:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge(SPEC, copies(3), Slow())
+
+
+def test_weights_that_do_not_fit_are_told_before_matching() -> None:
+    seen: list[str] = []
+    with pytest.raises(UsageError, match="3 models and the weights"):
+        merge(SPEC, copies(3), weights=[1.0, 2.0], progress=lambda *step: seen.append(step[0]))
+    assert seen == []
 
 
 @pytest.mark.parametrize("count", [0, 1])
