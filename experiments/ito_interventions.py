@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import onebasin as ob
-from ito import Lab, gathered, parser_of, run, show, spread
+from ito import Lab, gathered, parser_of, run, scatter, show, spread
 from running import judged
 
 NAME = "ito_interventions"
@@ -37,7 +37,7 @@ SPECTRA = {
 }
 SWAPS, LOSS = 16, 0.5  # made in one group before gains are computed again; and share of the gain that is given up
 NEAR, MISSES = 1e-3, 50  # share of what is to be given up that may be left; draws in a row of which no swap fits
-COLOURS = {"spectra": "#0072B2", "swaps": "#D55E00", "sweeps": "#009E73"}
+TITLE = "permutations by what was varied: spectra matched on, swaps at one L2, sweeps of weight matching"
 
 
 def experiment(lab: Lab, args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Figure]]:
@@ -61,7 +61,7 @@ def experiment(lab: Lab, args: argparse.Namespace) -> tuple[dict[str, Any], dict
         saved = {
             name: spread(x - y for x, y in zip(barriers["s^1"], found, strict=True)) for name, found in barriers.items()
         }
-    return {"expected": judged(expected), "tables": tables, "barrier_saved": saved}, {"": scatter(tables)}
+    return {"expected": judged(expected), "tables": tables, "barrier_saved": saved}, {"": figure_of(tables)}
 
 
 class Parts:
@@ -182,22 +182,12 @@ def exchange(permutation: ob.Permutation, name: str, one: Tensor, other: Tensor)
 KINDS = {"spectra": on_spectra, "swaps": by_swaps, "sweeps": by_sweeps}
 
 
-def scatter(tables: Mapping[str, Mapping[str, Any]]) -> Figure:
+def figure_of(tables: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Draw the barrier of every trial against R, and against the L2 reduction."""
-    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
-    keys = {f"R {LARGE:g}": f"R of the large vectors (γ = {LARGE:g})", "reduction %": "L2 reduction (%)"}
-    for ax, (key, label) in zip(figure.subplots(1, 2, sharey=True), keys.items(), strict=True):
-        for kind, table in tables.items():
-            x, y = ([v for row in table.values() for v in row[name]["values"]] for name in (key, "barrier, test"))
-            ax.plot(x, y, "o", color=COLOURS[kind], alpha=0.6, markersize=5, label=f"{kind} ({len(x)})")
-        ax.set_xlabel(label)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.25)
-    figure.axes[0].set_ylabel("test loss barrier at the midpoint (nats)")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    title = "permutations by what was varied: spectra matched on, swaps at one L2, sweeps of weight matching"
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, title=title)
-    return figure
+    groups = {
+        f"{kind} ({sum(len(row['R 0']['values']) for row in table.values())})": table for kind, table in tables.items()
+    }
+    return scatter({label: list(table.values()) for label, table in groups.items()}, TITLE)
 
 
 def main(arguments: list[str] | None = None) -> None:
