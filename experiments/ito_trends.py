@@ -28,9 +28,17 @@ WIDTHS, RATES, DECAYS, EPOCHS = (64, 128, 256, 512, 1024), (3e-4, 1e-3, 3e-3), (
 CLAIMED = "width", "rate", "decay"
 # What is drawn: name of the axis -> quantity -> label.
 DRAWN = {
-    "test loss barrier (nats)": {"as trained": "as trained", "barrier, test": "weight matching"},
-    "R after matching": {"R 0.3": "large vectors (γ = 0.3)", "R 0": "all vectors"},
-    "share of singular values\nabove 0.3 × the largest": {"share kept": ""},
+    "barrier as trained\n(test loss, nats)": {"as trained": ""},
+    "barrier after matching\n(test loss, nats)": {"barrier, test": ""},
+    "agreement R of singular\nvectors after matching": {"R 0.3": "large vectors (γ = 0.3)", "R 0": "all vectors"},
+    "share of vectors that\nγ = 0.3 keeps": {"share kept": ""},
+}
+AXES = {
+    "width": "width of hidden layers",
+    "rate": "learning rate",
+    "decay": "weight decay",
+    "epochs": "epochs of training",
+    "start": "initialisation as in",
 }
 WIDTH = 512  # where it is not what is varied
 
@@ -67,7 +75,7 @@ def experiment(lab: Lab, args: argparse.Namespace) -> tuple[dict[str, Any], dict
 
 def figure_of(tables: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Draw every quantity, one a row, against what was varied, one a column; bars are standard deviations."""
-    figure = Figure(figsize=(11, 7.2), layout="constrained")
+    figure = Figure(figsize=(12.5, 9), layout="constrained")
     grid = figure.subplots(len(DRAWN), len(tables), sharey="row", sharex="col")
     for column, (study, table) in zip(grid.T, tables.items(), strict=True):
         for ax, (label, keys) in zip(column, DRAWN.items(), strict=True):
@@ -75,13 +83,15 @@ def figure_of(tables: Mapping[str, Mapping[str, Any]]) -> Figure:
                 means, deviations = ([row[key][part] for row in table.values()] for part in ("mean", "std"))
                 ax.errorbar(range(len(table)), means, deviations, fmt=style, capsize=3, label=keys[key])
             ax.set_xticks(range(len(table)), [name.removeprefix(f"{study} ") for name in table])
+            ax.margins(0.15, 0.12)
             ax.spines[["top", "right"]].set_visible(False)
             ax.grid(alpha=0.25)
             if ax in grid[:, 0]:
                 ax.set_ylabel(label)
                 if len(keys) > 1:
-                    ax.legend(fontsize="small", frameon=False)
-        column[-1].set_xlabel(study)
+                    place = {"loc": "outside lower center", "ncols": len(keys), "title": "R of"}
+                    figure.legend(handles=ax.containers, frameon=False, **place)
+        column[-1].set_xlabel(AXES[study])
     return figure
 
 

@@ -67,6 +67,27 @@ def test_the_tables_name_what_they_show(run: Run) -> None:
     assert max(map(len, ran.stdout.splitlines())) <= 100
 
 
+def test_thresholds_may_be_singular_values(run: Run, folder: Path) -> None:
+    line = f"analyze {TWO} {MODEL} --gamma 0.9 --gamma 2 --absolute"
+    found = good(run(f"{line} --json")).document["results"]["B"]["agreement"]["matched"]
+    spec, a, _, moved = models(folder)
+    for gamma in ("0.9", "2"):
+        exact = spectrum(spec, a, moved, float(gamma), absolute=True)
+        assert found[gamma]["kept"] == {name: list(pair) for name, pair in exact.kept.items()}
+        assert found[gamma]["alignment"] == pytest.approx(exact.alignment)
+    assert found["0.9"]["kept"] != {name: list(pair) for name, pair in spectrum(spec, a, moved, 0.9).kept.items()}
+    told = " ".join(good(run(f"{line} --out why")).stdout.split())
+    assert "γ = 2" in told
+    assert "by singular value. Values" in told
+
+
+def test_the_leading_vectors_are_enough_for_a_high_threshold(run: Run, folder: Path) -> None:
+    found = good(run(f"analyze {TWO} {MODEL} --gamma 1 --rank 2 --json")).document["results"]["B"]
+    spec, a, b, _ = models(folder)
+    assert found["agreement"]["as trained"]["1"]["alignment"] == pytest.approx(spectrum(spec, a, b, 1.0).alignment)
+    assert len(found["spectrum"]["layers"]["0.weight"]["values_a"]) == 2
+
+
 def test_of_a_permuted_copy_everything_agrees(run: Run, folder: Path) -> None:
     spec, a, _, _ = models(folder)
     save(folder / "moved.pt", Permutation.random(spec, torch.Generator().manual_seed(1)).apply(a))
@@ -160,6 +181,9 @@ def test_a_dry_run_checks_everything_and_writes_nothing(run: Run, folder: Path) 
     [
         ("analyze a.pt", "1 models to analyze"),
         (f"analyze {TWO} --gamma 1.5", "gamma = 1.5"),
+        (f"analyze {TWO} --gamma -1 --absolute", "gamma = -1"),
+        (f"analyze {TWO} --rank 0", "rank=0"),
+        (f"analyze {TWO} --rank 1", "more singular vectors than were computed"),
         (f"analyze {TWO} --loss net.py:squared", "--loss with --matcher weight"),
         (f"analyze {TWO} --batchnorm-data net.py:images", "--batchnorm-data without --eval"),
         (f"analyze {TWO} --eval net.py:not_finite", "nan"),

@@ -154,6 +154,10 @@ def test_another_threshold_of_the_same_comparison_is_a_new_comparison() -> None:
     found = spectrum(SPEC, a, b, 0.7).at(0.2)
     assert found.alignment == spectrum(SPEC, a, b, 0.2).alignment
     assert found.gamma == 0.2
+    # How thresholds are read stays as it is unless that is said.
+    value = spectrum(SPEC, a, b, 1.0, absolute=True).at(0.5)
+    assert value.kept == spectrum(SPEC, a, b, 0.5, absolute=True).kept != found.at(0.5).kept
+    assert value.at(0.5, absolute=False).kept == found.at(0.5).kept
 
 
 def test_weight_matching_raises_r() -> None:

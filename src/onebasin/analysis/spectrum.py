@@ -138,13 +138,15 @@ class Spectrum:
         """How many singular vectors of each layer the reference and the other model keep."""
         return {name: layer.kept(self.gamma, self.absolute) for name, layer in self.layers.items()}
 
-    def at(self, gamma: float, absolute: bool = False) -> Spectrum:
-        """Return the same comparison with another threshold; nothing is decomposed again.
+    def at(self, gamma: float, absolute: bool | None = None) -> Spectrum:
+        """Return the same comparison with another threshold, read as this one is unless `absolute` says otherwise.
+
+        Nothing is decomposed again.
 
         Raises:
             UsageError: `gamma` is negative, a ratio above 1, or asks for more vectors than were computed.
         """
-        return replace(self, gamma=gamma, absolute=absolute)
+        return replace(self, gamma=gamma, absolute=self.absolute if absolute is None else absolute)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values: R in total and by layer, vectors kept, singular values."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +13,8 @@ from rich.text import Text
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from onebasin.analysis import Spectrum
 from onebasin.checkpoints import check_target, write_directory
-from onebasin.cli.comparing import Derivatives, Pair, Together, compare, measure_together
+from onebasin.cli.comparing import Derivatives, Pair, Together, Vectors, compare, measure_together
 from onebasin.cli.matcher import CHOICE, ChoiceFlags
 from onebasin.cli.measuring import Line, evaluation
 from onebasin.cli.options import (
@@ -37,9 +36,9 @@ from onebasin.matching import align
 from onebasin.report.record import dumps
 from onebasin.report.tables import alignment_table, barrier_legend, barrier_table
 from onebasin.report.tables_analysis import (
-    LEGEND,
     distance_table,
     inputs_table,
+    legend,
     pairs_table,
     sweep_table,
     taylor_table,
@@ -47,7 +46,8 @@ from onebasin.report.tables_analysis import (
 )
 from onebasin.symmetry.export import Outputs
 
-GAMMAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
+VectorFlags = Annotated[Vectors, Parameter(name="*", group="Singular vectors")]
+VECTORS = Vectors()
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ DATA = Data()
 def analyze(
     *models: Path,
     output: OutputFlags = OUTPUT,
-    gamma: tuple[float, ...] = GAMMAS,
+    vectors: VectorFlags = VECTORS,
     data: DataFlags = DATA,
     architecture: ArchitectureFlags = ARCHITECTURE,
     choice: ChoiceFlags = CHOICE,
@@ -117,7 +117,7 @@ def analyze(
     Args:
         models: Weights of two or more models, the reference first: .safetensors or .pt files, or model folders.
         output: Where the result goes.
-        gamma: Singular vectors count whose value is at least this share of the largest; may be given several times.
+        vectors: Which singular vectors count.
         data: What is measured on data.
         architecture: Which architecture.
         choice: Which matcher, and the inputs it looks at.
@@ -127,15 +127,14 @@ def analyze(
         check_target(output.out, force=output.force)
     if len(models) < 2:
         raise UsageError(f"{len(models)} models to analyze", "two or more", "name them all: analyze A B")
-    for one in gamma:
-        Spectrum({}, one)  # a threshold out of range is told before any work is done
+    vectors.check()
     data.check()
     used = () if data.batches is None else ("--loss",)
     module = choice.module(architecture, needed=data.evaluate is not None or data.batches is not None, used=used)
     line, derivatives = data.line(module), data.derivatives(module, architecture.held(), choice.loss)
     spec = architecture.permutation_spec(module)
     matcher = choice.build(matching, architecture, module)
-    settings = {"architecture": architecture, "choice": choice, "matcher": matching, "data": data, "gamma": gamma}
+    settings = {"architecture": architecture, "choice": choice, "matcher": matching, "data": data, "vectors": vectors}
     run = Run(spec, [read_for(spec, path) for path in models], settings, output)
     if output.dry_run:
         return run.plan()
@@ -145,7 +144,7 @@ def analyze(
         pairs: dict[str, Pair] = {}
         for name, model in others.items():
             alignment = finished(align(spec, reference, model, matcher, progress=progress))
-            pairs[name] = compare(spec, reference, model, alignment, progress)
+            pairs[name] = compare(spec, reference, model, alignment, vectors, progress)
             if line is not None:
                 ends = {"naive": model, "matched": pairs[name].moved}
                 curves = {label: line.curve(reference, end, f"{name} {label}", progress) for label, end in ends.items()}
@@ -160,9 +159,11 @@ def analyze(
     if line is not None and line.batches is None and has_batchnorm(spec):
         note("batch-norm statistics were interpolated; give --batchnorm-data to recompute them at every point")
     results = {"models": dict(zip(matched, map(str, models), strict=True))}
-    entry = run.record(results | {name: pair.to_json(gamma) for name, pair in pairs.items()} | together.to_json())
-    view = _view(dict(zip(matched, models, strict=True)), pairs, together, gamma)
-    paths = [] if output.out is None else _write(output.out, pairs, together, gamma, entry, force=output.force)
+    entry = run.record(
+        results | {name: pair.to_json(vectors.gamma) for name, pair in pairs.items()} | together.to_json()
+    )
+    view = _view(dict(zip(matched, models, strict=True)), pairs, together, vectors)
+    paths = [] if output.out is None else _write(output.out, pairs, together, vectors, entry, force=output.force)
     return Outcome({**entry, "wrote": paths}, [*view, wrote(paths)] if paths else view, output.json)
 
 
@@ -172,15 +173,16 @@ def names(count: int) -> list[str]:
 
 
 def _view(
-    paths: Mapping[str, Path], pairs: Mapping[str, Pair], together: Together, gammas: Sequence[float]
+    paths: Mapping[str, Path], pairs: Mapping[str, Pair], together: Together, vectors: Vectors
 ) -> list[RenderableType]:
     view: list[RenderableType] = []
     for name, pair in pairs.items():
         view += [Text(f"{name}: {paths[name]}, matched to A: {paths['A']}", style="bold")]
-        view += [distance_table(pair.distance), vectors_table(pair.spectra["as trained"], pair.spectra["matched"])]
-        view += [sweep_table(pair.spectra, gammas)]
+        naive, matched, *_ = pair.spectra.values()
+        view += [distance_table(pair.distance), vectors_table(naive, matched, vectors.shown)]
+        view += [sweep_table(pair.spectra, vectors.gamma)]
         view += [barrier_table(pair.curves), Text(barrier_legend())] if pair.curves else []
-    view.append(Text(LEGEND))
+    view.append(Text(legend(absolute=vectors.absolute)))
     taylor = {name: pair.taylor for name, pair in pairs.items() if pair.taylor is not None}
     if taylor:
         midpoints = {name: pair.midpoint for name, pair in pairs.items() if pair.midpoint is not None}
@@ -196,7 +198,7 @@ def _write(
     out: Path,
     pairs: Mapping[str, Pair],
     together: Together,
-    gammas: Sequence[float],
+    vectors: Vectors,
     entry: dict[str, Any],
     *,
     force: bool,
@@ -210,10 +212,11 @@ def _write(
         spectrum_figure,
     )
 
-    figures = {"alignment": alignment_figure({f"{name} and A": dict(pair.spectra) for name, pair in pairs.items()})}
+    compared = {f"{name} and A": dict(pair.spectra) for name, pair in pairs.items()}
+    figures = {"alignment": alignment_figure(compared, vectors.shown)}
     for name, pair in pairs.items():
         figures[f"spectra-{name}"] = spectrum_figure(pair.spectra["as trained"], ("A", name))
-        figures[f"layers-{name}"] = heat_figure(dict(list(pair.spectra.items())[:2]), gammas)
+        figures[f"layers-{name}"] = heat_figure(dict(list(pair.spectra.items())[:2]), vectors.gamma)
     if any(pair.curves for pair in pairs.values()):
         figures["barrier"] = barrier_figure({f"{name} and A": pair.curves for name, pair in pairs.items()})
     if together.inputs is not None:

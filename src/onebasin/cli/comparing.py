@@ -31,10 +31,12 @@ from onebasin.layer_inputs import LayerInputs
 from onebasin.matching import Alignment
 from onebasin.params import Params
 from onebasin.progress import Progress
+from onebasin.report.tables_analysis import LARGE
 from onebasin.spec import PermutationSpec
 from onebasin.symmetry.export import Outputs
 
 TRAINED, MATCHED = "as trained", "matched"
+GAMMAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,43 @@ class Derivatives:
         return input_alignment(reference, statistics, progress=progress)
 
 
-def compare(spec: PermutationSpec, reference: Params, model: Params, alignment: Alignment, progress: Progress) -> Pair:
+@dataclass(frozen=True)
+class Vectors:
+    """Which singular vectors count.
+
+    Args:
+        gamma: Thresholds: vectors count whose singular value is at least this share of the largest of the same weight;
+            may be given several times.
+        absolute: Read thresholds as singular values instead of shares.
+        rank: Compute this many vectors of a weight at most, those of wide ones by a randomised method, whose residual
+            the record has; thresholds must not ask for more. Default: all, exactly.
+    """
+
+    gamma: tuple[float, ...] = GAMMAS
+    absolute: bool = False
+    rank: int | None = None
+
+    def check(self) -> None:
+        """Raise `UsageError` if a threshold is out of range, before any work is done."""
+        for one in self.gamma:
+            Spectrum({}, one, self.absolute)
+
+    @property
+    def shown(self) -> tuple[float, ...]:
+        """Thresholds shown layer by layer: all and the large ones of ito2025, where they can be had."""
+        return (
+            (0.0, LARGE) if self.rank is None and not self.absolute else tuple(sorted({self.gamma[0], self.gamma[-1]}))
+        )
+
+    def compare(self, spec: PermutationSpec, one: Params, other: Params, progress: Progress) -> Spectrum:
+        """Compare two networks; whether `rank` is enough is told at the first weight."""
+        least = min(self.gamma)
+        return spectrum(spec, one, other, least, absolute=self.absolute, rank=self.rank, progress=progress)
+
+
+def compare(
+    spec: PermutationSpec, reference: Params, model: Params, alignment: Alignment, vectors: Vectors, progress: Progress
+) -> Pair:
     """Compare two networks by their weights alone."""
     moved = alignment.permutation.apply(model)
     merged = mean([reference, moved])
@@ -137,7 +175,7 @@ def compare(spec: PermutationSpec, reference: Params, model: Params, alignment: 
         "merged and A": (reference, merged),
         "merged and other": (moved, merged),
     }
-    spectra = {label: spectrum(spec, one, other, progress=progress) for label, (one, other) in ends.items()}
+    spectra = {label: vectors.compare(spec, one, other, progress) for label, (one, other) in ends.items()}
     return Pair(moved, alignment, distance(spec, reference, model, moved), spectra)
 
 

@@ -44,7 +44,7 @@ def alignment_figure(
             means = list(map(fmean, values))
             bars = ax.bar(places, means, 0.92 * width, yerr=spread, capsize=3, color=_colour(number), label=label)
             ax.bar_label(bars, list(map(_two_digits, means)), fontsize="small", padding=2)
-        ax.set_xticks(range(len(gammas)), [_kept_words(gamma) for gamma in gammas])
+        ax.set_xticks(range(len(gammas)), [_kept_words(gamma, trials[0].absolute) for gamma in gammas])
         ax.axhline(0, color="black", linewidth=0.8)
         ax.sharey(panels[0])
         ax.margins(y=0.15)
@@ -72,7 +72,7 @@ def spectrum_figure(spectrum: Spectrum, labels: tuple[str, str] = ("model A", "m
         _scale(ax, [*layer.values_a.tolist(), *layer.values_b.tolist()])
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.set_xlabel("rank of the singular value")
-        _title(ax, f"{name}\n{100 * layer.difference:.0f} % apart, B is {layer.ratio:.2f} × A")
+        _title(ax, f"{name}\n{100 * layer.difference:.0f} % apart, {labels[1]} is {layer.ratio:.2f} × {labels[0]}")
         tidy(ax)
     _shared(figure, panels, "singular value", left_out)
     return figure
@@ -91,7 +91,11 @@ def input_figure(inputs: InputAlignment, gamma: float = 0.3) -> Figure:
         layer = inputs.layers[name]
         large = layer.values >= gamma * layer.values[:1]
         relative = layer.values / layer.values[:1]
-        for chosen, colour, label in ((~large, COLOURS[1], "other vectors"), (large, COLOURS[0], "large vectors")):
+        words = f"at least {gamma:g} × the largest"
+        for chosen, colour, label in (
+            (~large, COLOURS[1], "other vectors"),
+            (large, COLOURS[0], f"large vectors: {words}"),
+        ):
             ax.plot(relative[chosen], layer.moments[chosen], ".", color=colour, markersize=5, label=label)
         ax.axvline(gamma, color="black", linewidth=0.8, linestyle=":")
         _scale(ax, layer.moments.tolist())
@@ -126,7 +130,7 @@ def heat_figure(spectra: Mapping[str, Spectrum], gammas: Sequence[float] = GAMMA
         ax.set_xticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
         ax.set_yticks(range(len(layers) + 1), [*layers, "all layers"])
         ax.axhline(len(layers) - 0.5, color="black", linewidth=1)
-        ax.set_xlabel("threshold γ: vectors with at least\nγ × the largest singular value")
+        ax.set_xlabel(f"threshold γ: vectors with a singular\nvalue of at least γ{_times(spectrum.absolute)}")
         _title(ax, title)
     figure.colorbar(image, ax=list(panels), label="agreement R of singular vectors", shrink=0.9)
     return figure
@@ -170,8 +174,8 @@ def plane_figure(
                 bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.85, "linewidth": 0},
             )
         ax.set_aspect("equal")
-        ax.set_xlabel("distance from A towards the second network")
-        ax.set_ylabel("distance from their line\ntowards the third network")
+        ax.set_xlabel(f"distance from {labels[0]} towards {labels[1]}")
+        ax.set_ylabel(f"distance from their line\ntowards {labels[2]}")
         _title(ax, title)
     unit = {"loss": "loss (nats per example)"}.get(metric, metric)
     bar = figure.colorbar(filled, ax=list(panels), label=unit, shrink=0.9)
@@ -244,8 +248,12 @@ def _scale(ax: Axes, values: Sequence[float]) -> None:
         ax.set_ylim(0, 1.1 * high)
 
 
-def _kept_words(gamma: float) -> str:
-    return "all singular\nvectors" if gamma == 0 else f"large ones: at least\n{gamma:g} × the largest"
+def _kept_words(gamma: float, absolute: bool) -> str:
+    return "all singular\nvectors" if gamma == 0 else f"large ones: at least\n{gamma:g}{_times(absolute)}"
+
+
+def _times(absolute: bool) -> str:
+    return "" if absolute else " × the largest"
 
 
 def _two_digits(value: float) -> str:

@@ -14,10 +14,6 @@ from onebasin.analysis.taylor import FORMS, Taylor
 from onebasin.report.tables import MOST_ROWS, NAME, add, new_table, tail
 
 LARGE = 0.3  # the threshold besides 0 that ito2025 reports
-LEGEND = (
-    "R: agreement of singular vectors, 1 the same, 0 unrelated; γ: which count, by singular value over the largest "
-    "of the weight. Values apart: |s_B - s_A| / |s_A|."
-)
 
 
 def distance_table(found: Distance) -> Table:
@@ -29,17 +25,30 @@ def distance_table(found: Distance) -> Table:
     return shown
 
 
-def vectors_table(naive: Spectrum, matched: Spectrum) -> Table:
-    """Return one row per weight: how alike singular values are, R before and after, how many vectors count."""
-    columns = [f">R {label}\nγ = {gamma:g}" for label in ("as trained", "matched") for gamma in (0, LARGE)]
+def legend(*, absolute: bool = False) -> str:
+    """Return what the tables of singular vectors show; `absolute` is how thresholds are read."""
+    read = "which count, by singular value" + ("" if absolute else " over the largest of the weight")
+    apart = "Values apart: |s_B - s_A| / |s_A|."
+    return f"R: agreement of singular vectors, 1 the same, 0 unrelated; γ: {read}. {apart}"
+
+
+def vectors_table(naive: Spectrum, matched: Spectrum, gammas: Sequence[float] = (0.0, LARGE)) -> Table:
+    """Return one row per weight: how alike singular values are, R before and after, how many vectors count.
+
+    Args:
+        naive: as trained.
+        matched: with one network moved.
+        gammas: thresholds: how many vectors the last one keeps is shown beside how many the first one does.
+    """
+    columns = [f">R {label}\nγ = {gamma:g}" for label in ("as trained", "matched") for gamma in gammas]
     shown = new_table("weight", ">values apart", *columns, ">large, of")
-    sides = [spectrum.at(gamma) for spectrum in (naive, matched) for gamma in (0.0, LARGE)]
+    sides = [spectrum.at(gamma) for spectrum in (naive, matched) for gamma in gammas]
     alone, counts = [side.layer_alignment for side in sides], sides[-1].counts
     names = list(naive.layers)[:MOST_ROWS]
     for name in names:
         layer = naive.layers[name]
         rs = [_r(layers[name]) for layers in alone]
-        kept = f"{counts[name]} of {min(layer.products.shape)}"
+        kept = f"{counts[name]} of {sides[0].counts[name]}"
         add(shown, tail(name, NAME), f"{layer.difference:.1%}", *rs, kept)
     total = [_r(side.alignment) for side in sides]
     whole = f"{sum(counts.values())} of {sum(sides[0].counts.values())}"

@@ -75,7 +75,7 @@ def test_spectra_of_both_models_in_a_panel_per_weight() -> None:
         one, other = ax.lines
         assert one.get_ydata() == pytest.approx(layer.values_a)
         assert other.get_ydata() == pytest.approx(layer.values_b)
-    for text in ("seed 0", "seed 1", "singular value", "fc1.weight", f"B is {layer.ratio:.2f} × A"):
+    for text in ("seed 0", "seed 1", "singular value", "fc1.weight", f"seed 1 is {layer.ratio:.2f} × seed 0"):
         assert text in words(figure)
 
 
