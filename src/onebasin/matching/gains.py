@@ -26,6 +26,9 @@ REBUILD = 0.75
 # How far a kept matrix may be from a new one, in units of rounding: about what new ones in another order differ by.
 DRIFT = 4.0
 VECTORS = 4
+# An addition rounds an entry by eps / sqrt(12) of it in the mean square, so fewer than this do not wear a matrix: those
+# that were made of it have moved it by less than 70 % of `DRIFT`, and what was lost within products is less.
+FEW = 6 * DRIFT**2
 
 # Group -> index rows with named dimensions. A group that is not in it has no order yet.
 Rows = Mapping[str, Labelled]
@@ -196,18 +199,25 @@ class KeptGains:
         one = Labelled(self.matrix.new_ones(()), ())
         return Term(Labelled(self.matrix.view(*sizes, *sizes), (*self.dims, *_olds(self.dims))), one)
 
-    def change(self, before: Rows, after: Rows) -> tuple[float, float]:
-        """Return what `after` gains over `before` by the matrix, and how far rounding may have moved that."""
+    def change(self, before: Rows, after: Rows) -> tuple[float, Iterator[float]]:
+        """Return what `after` gains over `before` by the matrix, and bounds of what rounding may have made of that.
+
+        Each bound is closer than the one before, and dearer.
+        """
         assert self.matrix is not None
         units, was, now = self._moved(before, after)
         taken, left = self.matrix[units, now], self.matrix[units, was]
-        sizes = [product.size(units, was, now) for product in self.products]
-        largest = sum(sizes)
-        if self.constants:  # on the way, an entry was at most as large as it is now and all products together
-            largest = 2 * largest + (taken.abs() + left.abs()).sum(dtype=torch.float64).item()
-        roundings = (self.sums + 1) * largest + sum(map(operator.mul, self.roundings, sizes))
         gained = taken.sum(dtype=torch.float64) - left.sum(dtype=torch.float64)
-        return gained.item(), roundoff(self.dtype) * roundings
+        entries = (taken.abs() + left.abs()).sum(dtype=torch.float64).item() if self.constants else 0.0
+        return gained.item(), self._bounds(units, was, now, entries)
+
+    def _bounds(self, units: Tensor, was: Tensor, now: Tensor, entries: float) -> Iterator[float]:
+        for size in (Product.largest, Product.size):
+            sizes = [size(product, units, was, now) for product in self.products]
+            largest = sum(sizes)
+            if self.constants:  # on the way, an entry was at most as large as it is now and all products together
+                largest = 2 * largest + entries
+            yield roundoff(self.dtype) * ((self.sums + 1) * largest + sum(map(operator.mul, self.roundings, sizes)))
 
     def exact_change(self, before: Rows, after: Rows) -> float:
         """Return what `after` gains over `before`, from the tensors themselves and in float64."""
@@ -278,9 +288,10 @@ class FamilyGains:
         """Return what `after` gains over `before`; exact, unless certainly more, or certainly less, than `least`."""
         rest = _total(self.spec, self.rest, after) - _total(self.spec, self.rest, before)
         parts = [kept.change(before, after) for kept in self.kept]
-        gained, bound = rest + math.fsum(part for part, _ in parts), math.fsum(part for _, part in parts)
-        if abs(gained - least) > bound:
-            return gained
+        gained = rest + math.fsum(part for part, _ in parts)
+        for bounds in zip(*(bounds for _, bounds in parts), strict=True):
+            if abs(gained - least) > math.fsum(bounds):
+                return gained
         return rest + math.fsum(kept.exact_change(before, after) for kept in self.kept)
 
     def release(self) -> None:
@@ -290,7 +301,7 @@ class FamilyGains:
 
     def renew(self) -> bool:
         """Let go of what has been worn by many updates; return whether there was any."""
-        worn = [kept for kept in self.kept if kept.is_worn()]
+        worn = [kept for kept in self.kept if kept.sums > FEW and kept.is_worn()]
         for kept in worn:
             kept.matrix = None
         return bool(worn)
