@@ -2,13 +2,15 @@
 
 Both start from the same order, visit the groups alike and end at the same objective, which a row of each table shows.
 
-    python -m benchmarks --only weight_matching [--large]
+    python -m benchmarks --only weight_matching
     python -m benchmarks.weight_matching A.safetensors B.safetensors       # two MLPs of your own
 """
 
 import argparse
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import torch
 from experiments.networks import mlp
@@ -44,7 +46,7 @@ def measure(pair: Pair, runs: int) -> Iterator[Row]:
         with phases.watching(PHASES):
             ours.append(ob.align(pair.spec, pair.a, pair.b, ob.WeightMatching(seed=0)))
 
-    base, spent = median_phases(publish, min(runs, 3)), median_phases(match, runs)
+    base, spent = median_phases(publish, min(runs, 3)), median_phases(match, max(runs, 3))
     value, found = plainly[-1][1], ours[-1]
     total, seconds = base.total(), spent.total()
     sweeps = f"{plainly[-1][2]} and {len(found.objective) - 1} sweeps"
@@ -56,11 +58,25 @@ def measure(pair: Pair, runs: int) -> Iterator[Row]:
         yield Row(f"{pair.name}: {phase}", spent[phase], "the whole", spent[phase] / seconds)
     yield Row(f"{pair.name}: objective ({sweeps})", found.objective[-1], "published", found.objective[-1] / value, "")
     yield Row(f"{pair.name}: duality gap", found.certificate.gap, "one", found.certificate.gap, "")
+    yield from measure_without_numba(pair, base, seconds, match)
+
+
+def measure_without_numba(
+    pair: Pair, base: Counter[str], seconds: float, match: Callable[[Phases], object]
+) -> Iterator[Row]:
+    """Match a pair once more as it is done where the extra [fast] is not installed."""
+    with mock.patch("onebasin.matching.assignment.has_numba", return_value=False):
+        spent = median_phases(match, 3)
+    title = f"{pair.name}, without [fast]"
+    yield Row(f"{title}: published schedule", base.total(), "onebasin's", base.total() / spent.total())
+    yield Row(f"{title}: weight matching", spent.total(), "with it", spent.total() / seconds)
+    yield Row(
+        f"{title}: assignment", spent["assignment"], "assignment of that", spent["assignment"] / base["assignment"]
+    )
 
 
 def run(large: bool = False) -> Iterator[Row]:
-    sizes = [lambda: mlp_pair(512), lambda: resnet_pair(8)] + ([lambda: mlp_pair(2048)] if large else [])
-    for make in sizes:
+    for make in (lambda: mlp_pair(512), lambda: mlp_pair(2048), lambda: resnet_pair(8)):
         pair = make()
         for one in (pair, pair.planted()):
             yield from measure(one, runs=5 if pair.name.startswith("MLP 3x512") else 1)
