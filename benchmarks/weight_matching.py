@@ -58,15 +58,15 @@ def measure(pair: Pair, runs: int) -> Iterator[Row]:
         yield Row(f"{pair.name}: {phase}", spent[phase], "the whole", spent[phase] / seconds)
     yield Row(f"{pair.name}: objective ({sweeps})", found.objective[-1], "published", found.objective[-1] / value, "")
     yield Row(f"{pair.name}: duality gap", found.certificate.gap, "one", found.certificate.gap, "")
-    yield from measure_without_numba(pair, base, seconds, match)
+    yield from measure_without_numba(pair, base, seconds, match, min(runs, 3))
 
 
 def measure_without_numba(
-    pair: Pair, base: Counter[str], seconds: float, match: Callable[[Phases], object]
+    pair: Pair, base: Counter[str], seconds: float, match: Callable[[Phases], object], runs: int
 ) -> Iterator[Row]:
     """Match a pair once more as it is done where the extra [fast] is not installed."""
     with mock.patch("onebasin.matching.assignment.has_numba", return_value=False):
-        spent = median_phases(match, 3)
+        spent = median_phases(match, runs)
     title = f"{pair.name}, without [fast]"
     yield Row(f"{title}: published schedule", base.total(), "onebasin's", base.total() / spent.total())
     yield Row(f"{title}: weight matching", spent.total(), "with it", spent.total() / seconds)
