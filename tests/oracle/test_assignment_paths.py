@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from onebasin.errors import ParamsError
+from onebasin.errors import ParamsError, UsageError
 from onebasin.matching import assignment
 from onebasin.matching.assignment import Assignment, solve
 
@@ -55,6 +56,11 @@ def gains_of(family: str, n: int, seed: int = 0) -> Tensor:
         "products of counts": lambda: torch.outer(counts, counts),  # the longest paths (Machol and Wien)
         "losses of counts": lambda: -torch.outer(counts, counts),
         "many scales": lambda: noise * 10.0 ** (20 * torch.rand(n, 1, generator=generator) - 10),
+        "rows twice": lambda: noise[: (n + 1) // 2].repeat(2, 1)[:n],
+        "columns nearly twice": lambda: (
+            noise[:, : (n + 1) // 2].repeat(1, 2)[:, :n] + 1e-7 * torch.randn(n, n, generator=generator)
+        ),
+        "one row in the sky": lambda: torch.cat([noise[:1] * 1e30, noise[1:]]),
         "huge": lambda: noise * 1e35,
         "tiny": lambda: noise * 1e-40,
     }[family]()
@@ -62,7 +68,18 @@ def gains_of(family: str, n: int, seed: int = 0) -> Tensor:
 
 FAMILIES = [
     *("power law", "shared basis", "planted", "planted, noisy", "uniform", "integers", "zero or one"),
-    *("equal", "equal rows", "products of counts", "losses of counts", "many scales", "huge", "tiny"),
+    *(
+        "rows twice",
+        "columns nearly twice",
+        "one row in the sky",
+        "equal",
+        "equal rows",
+        "products of counts",
+        "losses of counts",
+        "many scales",
+        "huge",
+        "tiny",
+    ),
 ]
 
 
@@ -93,8 +110,10 @@ def test_no_start_is_too_bad(family: str, n: int) -> None:
     size = gains.abs().amax()
     near = solve(gains + size / 300 * torch.randn(n, n, generator=generator))
     far = solve(size * torch.randn(n, n, generator=generator))
-    wild = Assignment(far.index, far.value, far.gap, 1e6 * size.double() * torch.randn(n, generator=generator).double())
-    for start in (near, far, wild):
+    random, ones = torch.randn(n, generator=generator).double(), torch.ones(n, dtype=torch.float64)
+    one = ones.cumsum(0).eq(5).double()
+    wild = [size.double() * prices for prices in (1e6 * random, 1e17 * ones, 1e20 * random, 1e20 * one, -1e20 * one)]
+    for start in (near, far, *(replace(far, duals=prices) for prices in wild)):
         check(gains, solve(gains, start))
 
 
@@ -107,6 +126,24 @@ def test_what_is_optimal_is_returned_as_it_is(family: str, n: int) -> None:
     assert torch.equal(again.index, found.index)
     assert again.value == found.value
     assert again.gap <= max(found.gap.item(), 1e-15)
+
+
+@pytest.mark.parametrize("n", [DENSE, SPARSE])
+def test_prices_that_hide_the_gains_prove_nothing(n: int) -> None:
+    """Beside prices this large all gains round to the same, and every assignment would look optimal."""
+    start = solve(torch.full((n, n), 1e20, dtype=torch.float64))
+    gains = gains_of("power law", n)
+    check(gains, solve(gains, replace(start, duals=torch.full((n,), 1e20, dtype=torch.float64))))
+
+
+def test_a_start_that_is_no_assignment_is_refused() -> None:
+    gains = gains_of("uniform", DENSE)
+    found = solve(gains)
+    twice, none = found.index.clone(), found.duals.clone()
+    twice[0], none[3] = twice[1], math.nan
+    for start in (replace(found, index=twice), replace(found, duals=none)):
+        with pytest.raises(UsageError, match="a column to two rows, or has prices that are not finite"):
+            solve(gains, start)
 
 
 def test_a_start_that_was_optimal_is_improved_when_the_gains_change() -> None:

@@ -22,6 +22,9 @@ SMALL = 64
 # Shortest paths are fast as long as no larger share of the rows is without a column; else better prices come first.
 # Up to the second share, they are found from those of the last assignment.
 MISSING, MISSING_MOST = 0.3, 0.6
+UNAIDED = 192  # problems of no more units are solved faster than better prices are found
+# Prices to start from are cut off at so many times the largest gain that is seen in so many rows.
+REACH, SAMPLE = 64, 16
 # Gaps and potentials below this share of the largest gains are the rounding of float64.
 SETTLED = 1e-15
 # Path lengths are sums of differences of gains, at most n.
@@ -114,20 +117,35 @@ def _pieces(stack: Tensor, warm: Assignment | None) -> Iterator[tuple[Tensor, St
 
 
 def _solve_stack(stack: Tensor, start: Start | None) -> Found:
-    """Solve those of a stack of problems whose start is not still optimal."""
-    method = _by_paths if _is_for_numba(stack) else _by_scipy
+    """Solve a stack of problems; those whose start is still optimal keep it."""
+    start = None if start is None else _bounded(stack, start)
+    if _is_for_numba(stack):
+        return _by_paths(stack, start)
     if start is None:
-        return method(stack, None)
+        return _by_scipy(stack, None)
     short = _shortfall(stack, *start)
     rounding = SETTLED * _size(stack) if short.any() else short
     rest = (short > rounding).nonzero()[:, 0]
     if len(rest) == len(stack):
-        return method(stack, start)
+        return _by_scipy(stack, start)
     found = Found(*start, short)
     if len(rest):
-        again = method(stack[rest], Start(*(part[rest] for part in start)))
+        again = _by_scipy(stack[rest], Start(*(part[rest] for part in start)))
         found = Found(*(old.index_copy(0, rest, new) for old, new in zip(found, again, strict=True)))
     return found
+
+
+def _bounded(stack: Tensor, start: Start) -> Start:
+    """Cut prices off where gains would be lost in their rounding, and with them the proof that an assignment is best.
+
+    Any prices will do to start from. They are held against the largest gain in a few rows and among the assigned ones.
+    """
+    some = stack[:, :: max(1, stack.shape[-1] // SAMPLE)].abs().flatten(1).amax(-1)
+    taken = stack.gather(-1, start.columns[..., None].to(stack.device)).abs().flatten(1).amax(-1)
+    most = REACH * torch.maximum(some, taken).cpu().double()[:, None]
+    if (start.prices.abs() <= most).all():
+        return start
+    return start._replace(prices=(start.prices - start.prices.amin(-1, keepdim=True)).minimum(most))
 
 
 def _is_for_numba(stack: Tensor) -> bool:
@@ -152,11 +170,11 @@ def _by_paths(stack: Tensor, start: Start | None) -> Found:
     matrices, n = stack.contiguous().numpy(), stack.shape[-1]
     prices = (stack.amax(-2).double() if start is None else start.prices.clone()).numpy()
     index = np.full(prices.shape, -1) if start is None else start.columns.clone().numpy()
-    missing = compiled.first_pass(matrices, prices, index)
+    missing, short = compiled.first_pass(matrices, prices, index)
     for b in np.flatnonzero(missing > MISSING * n):
         one = slice(b, b + 1)
         near = None if start is None or missing[b] > MISSING_MOST * n else start.prices[one]
-        if n > compiled.DENSE:
+        if n > UNAIDED:
             prices[one] = sinkhorn_prices(stack[one], near).numpy()
         elif near is None:
             prices[one] = 0.0
@@ -166,7 +184,7 @@ def _by_paths(stack: Tensor, start: Start | None) -> Found:
         compiled.first_pass(matrices[one], prices[one], index[one])
     if missing.any():
         compiled.complete(matrices, prices, index)
-    short = compiled.shortfalls(matrices, prices, index) if missing.any() else np.zeros(len(stack))
+        short = compiled.shortfalls(matrices, prices, index)
     return Found(torch.from_numpy(index), torch.from_numpy(prices), torch.from_numpy(short))
 
 
@@ -234,6 +252,10 @@ def _potentials(loss: Tensor, settled: Tensor) -> Tensor:
     return potential
 
 
+def _is_order(index: Tensor) -> bool:
+    return torch.equal(index.sort(-1).values, torch.arange(index.shape[-1]).expand_as(index))
+
+
 def _check(gains: Tensor, warm: Assignment | None) -> None:
     if gains.dim() < 2 or gains.shape[-1] != gains.shape[-2]:
         raise UsageError(
@@ -246,6 +268,12 @@ def _check(gains: Tensor, warm: Assignment | None) -> None:
             f"gains of shape {tuple(gains.shape)} and a start of shape {tuple(warm.index.shape)}",
             "the assignment of gains of the same shape to start from",
             "pass what `solve` returned for such gains, or no start",
+        )
+    if warm is not None and not (_is_order(warm.index) and torch.isfinite(warm.duals).all()):
+        raise UsageError(
+            "a start that gives a column to two rows, or has prices that are not finite",
+            "an assignment, and finite prices",
+            "pass what `solve` returned, or no start",
         )
     # The sum is one cheap pass, and finite only if all gains are; finite gains may still have a sum that is not.
     if not torch.isfinite(gains.sum()) and not torch.isfinite(gains).all():

@@ -10,24 +10,32 @@ and `owner` its inverse. The margin of a column is its gain less its price.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-Array = np.ndarray[Any, np.dtype[Any]]
+from onebasin.matching.compiled_rows import (
+    INFINITY,
+    LANES,
+    Array,
+    any_reaches,
+    best_column,
+    best_margin,
+    compiled,
+    nth_largest,
+    two_best,
+)
 
 # Columns a row keeps, at least and at most. With good prices 8 to 16 are enough; more cost little.
 LEAST, MOST = 12, 24
-# A row is looked through in so many interleaved lanes, each with its own maximum: this is what compilers vectorise.
-LANES = 128
 # Matrices up to this size are searched by whole rows, and larger ones once one of so many rows was in need of it.
-DENSE, AGAIN = 192, 4
+DENSE, AGAIN = 1024, 4
+# Rows without a column bid so many times over, with so many bids each. More leave less to the searches.
+ROUNDS, BIDS = 3, 4
+# Pairs are tight if they fall short of the best by no more than this share: the rounding of float64.
+TIGHT = 1e-15
 CHUNK = 32  # and so many columns at once are checked for any that matters
-INFINITY = np.inf
 
 
 # What rows keep: columns `Int[Array, "n most"]`, of which the first few count; what they are worth to the row; how many
@@ -36,58 +44,25 @@ INFINITY = np.inf
 Kept = tuple[Array, Array, Array, Array]
 
 
-def compiled(function: Function) -> Function:
-    """Compile at the first call, and keep that on disk if there is a folder to write to."""
-    try:
-        return cast(Function, numba.njit(cache=True, error_model="numpy")(function))
-    except RuntimeError:  # neither the folder of this file nor the user's cache can be written to
-        return cast(Function, numba.njit(error_model="numpy")(function))
-
-
 @compiled
-def best_margin(row: Array, prices: Array, top: Array) -> float:
-    """Fill `top` with the largest margin of each lane, and return the largest of all."""
-    n = row.shape[0]
-    width = min(n, LANES)
-    for lane in range(width):
-        top[lane] = row[lane] - prices[lane]
-    for start in range(width, n, LANES):
-        gains, paid = row[start : start + LANES], prices[start : start + LANES]  # slices need no check for wrapping
-        for lane in range(gains.shape[0]):
-            margin = gains[lane] - paid[lane]
-            top[lane] = margin if margin > top[lane] else top[lane]
-    best = top[0]
-    for lane in range(1, width):
-        best = top[lane] if top[lane] > best else best
-    return best
-
-
-@compiled
-def best_column(row: Array, prices: Array, top: Array, best: float) -> int:
-    """Return a column of margin `best`, just after `best_margin` has filled `top`."""
-    for lane in range(min(LANES, row.shape[0])):
-        if top[lane] == best:
-            for column in range(lane, row.shape[0], LANES):
-                if row[column] - prices[column] == best:
-                    return column
-    return -1
-
-
-@compiled
-def first_pass(stack: Array, prices: Array, index: Array) -> Array:
+def first_pass(stack: Array, prices: Array, index: Array) -> tuple[Array, Array]:
     """Keep the pairs of `index` that are tight, then let rows without one take a best column that is free.
 
-    Returns how many rows of each problem have no column. None: what there is is optimal, and its gap exactly 0.
+    Returns how many rows of each problem have no column, and by how much the others fall short of their best. With all
+    rows in place, that is the duality gap.
     """
     batch, n = index.shape
-    missing, top, best, wish = np.zeros(batch, np.int64), np.empty(LANES), np.empty(n), np.empty(n, np.int64)
+    missing, short, top = np.zeros(batch, np.int64), np.zeros(batch), np.empty(LANES)
+    best, wish = np.empty(n), np.empty(n, np.int64)
     for b in range(batch):
         asked = prices[b].copy()  # infinite if the column is taken
         for i in range(n):
             best[i] = best_margin(stack[b, i], prices[b], top)
             column = index[b, i]
-            if column >= 0 and asked[column] < INFINITY and stack[b, i, column] - prices[b, column] == best[i]:
+            less = best[i] - (stack[b, i, column] - prices[b, column]) if column >= 0 else INFINITY
+            if less <= TIGHT * abs(best[i]) and asked[column] < INFINITY:
                 asked[column] = INFINITY
+                short[b] += less
             else:
                 index[b, i], wish[i] = -1, best_column(stack[b, i], prices[b], top, best[i])
         for i in range(n):
@@ -98,7 +73,7 @@ def first_pass(stack: Array, prices: Array, index: Array) -> Array:
                     index[b, i], asked[wish[i]] = wish[i], INFINITY
                 else:
                     missing[b] += 1
-    return missing
+    return missing, short
 
 
 @compiled
@@ -115,16 +90,16 @@ def shortfalls(stack: Array, prices: Array, index: Array) -> Array:
 
 @compiled
 def complete(stack: Array, prices: Array, index: Array) -> None:
-    """Give every row of every problem a column, by the shortest augmenting paths, from pairs that are tight."""
+    """Give every row of every problem a column, by bids and shortest paths, from pairs that are tight."""
     batch, n = index.shape
-    most = min(MOST, n)
+    most = min(MOST, n) if n > DENSE else 0
     number, outside = np.zeros(n, np.int64), np.empty(n)
     kept = np.empty((n, most), np.int64), np.empty((n, most)), number, outside
     for b in range(batch):
         free, owner = without_column(index[b])
+        bid(free, stack[b], prices[b], index[b], owner)
         if n > DENSE:
             number[:], outside[:] = 0, INFINITY
-            bid(free, stack[b], prices[b], index[b], owner, kept)
             augment(free, stack[b], prices[b], index[b], owner, kept)
             if len(free) > n // 8:  # prices that are worse than none
                 prices[b], index[b] = 0.0, -1
@@ -174,56 +149,31 @@ def look_again(i: int, row: Array, prices: Array, kept: Kept) -> None:
 
 
 @compiled
-def any_reaches(gains: Array, paid: Array, floor: float) -> bool:
-    """Return whether any margin is `floor` or more; without a branch, so that it is done in vectors."""
-    found = 0
-    for at in range(gains.shape[0]):
-        found |= gains[at] - paid[at] >= floor
-    return found != 0
-
-
-@compiled
-def nth_largest(values: Array, nth: int) -> float:
-    """Return the `nth` largest of more than `nth` values."""
-    largest = np.full(nth, -INFINITY)
-    for value in values:
-        at = nth - 1
-        if value > largest[at]:
-            while at > 0 and largest[at - 1] < value:
-                largest[at] = largest[at - 1]
-                at -= 1
-            largest[at] = value
-    return largest[nth - 1]
-
-
-@compiled
-def two_best(i: int, row: Array, prices: Array, kept: Kept) -> tuple[int, float, float]:
-    """Return the best column of row i, its margin, and a bound on the margin of the second best."""
+def best_kept(i: int, row: Array, prices: Array, kept: Kept) -> float:
+    """Return the largest margin of row i, from the columns it keeps as long as no other can be better."""
     columns, gains, number, outside = kept
     while True:
-        best, second, column = -INFINITY, -INFINITY, -1
+        best = -INFINITY
         for k in range(number[i]):
             margin = gains[i, k] - prices[columns[i, k]]
-            if margin > best:
-                second, best, column = best, margin, columns[i, k]
-            elif margin > second:
-                second = margin
+            best = margin if margin > best else best
         if best >= outside[i]:
-            return column, best, max(second, outside[i])
+            return best
         look_again(i, row, prices, kept)
 
 
 @compiled
-def bid(free: list[int], matrix: Array, prices: Array, index: Array, owner: Array, kept: Kept) -> None:
-    """Let the rows `free` bid, twice over (augmenting row reduction); those without a column after that are left in it.
+def bid(free: list[int], matrix: Array, prices: Array, index: Array, owner: Array) -> None:
+    """Let the rows `free` bid, a few times over (augmenting row reduction); those left without a column stay in it.
 
     A row takes its best column, and the price rises until the second best is as good; who had it bids in turn.
     """
-    for _ in range(2):
-        bids, later = 4 * len(free), [i for i in range(0)]
+    top, then = np.empty(LANES), np.empty(LANES)
+    for _ in range(ROUNDS):
+        bids, later = BIDS * len(free), [i for i in range(0)]
         while len(free) > 0:
             i = free.pop()
-            column, best, second = two_best(i, matrix[i], prices, kept)
+            column, best, second = two_best(matrix[i], prices, top, then)
             loser = owner[column]
             if loser >= 0 and (best <= second or bids <= 0):
                 later.append(i)
@@ -254,7 +204,7 @@ def augment(free: list[int], matrix: Array, prices: Array, index: Array, owner: 
         heap, reached = [(0.0, -1)], [j for j in range(0)]
         heap.pop()
         end, shortest, i = -1, INFINITY, start
-        level[start] = two_best(start, matrix[start], prices, kept)[1]
+        level[start] = best_kept(start, matrix[start], prices, kept)
         while i >= 0:
             for k in range(number[i]):
                 column = columns[i, k]

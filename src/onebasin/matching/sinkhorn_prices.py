@@ -46,16 +46,18 @@ def sinkhorn_prices(stack: Tensor, start: Tensor | None = None) -> Tensor:
     kernel = torch.empty(stack.shape, dtype=torch.float32, device=stack.device)
     for share in STAGES if start is None else STAGES[1:]:
         prices = _stage(stack, prices, share * gap, kernel)
-    return torch.where(prices.isfinite(), prices, stack.amax(-2, keepdim=True))[:, 0].double()
+    if not prices.isfinite().all():
+        prices = torch.where(prices.isfinite(), prices, stack.amax(-2, keepdim=True))
+    return prices[:, 0].double()
 
 
 def _stage(stack: Tensor, prices: Tensor, temperature: Tensor, kernel: Tensor) -> Tensor:
     """Return better prices, by scaling at one temperature; `kernel` is written to."""
     height = max(1, BLOCK // (len(stack) * stack.shape[-1])) if stack.device.type == "cpu" else stack.shape[-1]
     for part, out in zip(stack.split(height, -2), kernel.split(height, -2), strict=True):
-        margins = part - prices
-        margins -= margins.amax(-1, keepdim=True)
-        torch.exp(margins.div_(temperature).clamp_(min=LOWEST), out=out)
+        torch.sub(part, prices, out=out)  # in place: memory that is new costs more than what is done with it
+        out -= out.amax(-1, keepdim=True)
+        out.div_(temperature).clamp_(min=LOWEST).exp_()
     scale = kernel.new_ones((len(stack), stack.shape[-1], 1))
     for _ in range(ITERATIONS):
         columns = kernel.new_zeros((len(stack), 1, stack.shape[-1]))
