@@ -26,7 +26,7 @@ from onebasin.spec import PermutationSpec
 IMPROVEMENT = 1e-12
 # What is held for speed (gain matrices and copies laid out for products) may take so many times the size of one model,
 # or so many bytes.
-BUDGET = 1.5
+BUDGET = 0.9
 LEAST_BUDGET = 1 << 28
 
 
