@@ -64,7 +64,7 @@ class Best:
     model: nn.Module = field(repr=False)
     batches: Iterable[Any] = field(repr=False)
     loss: BatchLoss | None = field(default=None, repr=False)
-    rounds: int = 10
+    rounds: int = 30
     batchnorm: bool = False
     outputs: Outputs = None
     seed: int = 0
@@ -112,7 +112,7 @@ class Best:
         criterion = Criterion(self.model, self.batches, self.loss)
         choice: Matcher = BestOf(criterion, self.candidates(spec, params_a, params_b, progress))
         if self.rounds:
-            choice = Polish(criterion, choice, self.rounds, seed=self.seed)
+            choice = Polish(criterion, choice, self.rounds, self.seed)
         return replace(choice.match(spec, params_a, params_b, start, progress), matcher=self)
 
     def _statistics(

@@ -70,7 +70,7 @@ class Choice:
     loss: str | None = None
     epochs: int | None = None
     rate: float | None = None
-    rounds: int = 10
+    rounds: int = 30
 
     @property
     def follows_a_loss(self) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -91,40 +92,93 @@ class Between:
         Raises:
             UsageError: it is not finite.
         """
-        value = self.value(self.middle(permutation))
-        if not math.isfinite(value):
-            do = "look at the inputs and the loss, and whether both models give finite outputs"
-            raise UsageError(f"a criterion of {value} at the midpoint", "a finite number", do)
-        return value
+        return self.checked(self.losses(self.middle(permutation)))
+
+    def checked(self, losses: Sequence[float]) -> float:
+        """Return J, given the losses of all batches.
+
+        Raises:
+            UsageError: it is not finite.
+        """
+        for number, loss in enumerate(losses, 1):
+            if not math.isfinite(loss):
+                do = "look at the inputs and the loss, and whether both models give finite outputs"
+                raise UsageError(f"a criterion of {loss} at the midpoint, on batch {number}", "a finite number", do)
+        return fmean(losses)
 
     def middle(self, permutation: Permutation) -> Params:
         """Return the network half way to the moved model, in this order of its units."""
         return lerp(self.a, permutation.apply(self.b), 0.5)
 
-    def value(self, middle: Params) -> float:
-        """Return J of the network with the weights `middle`."""
+    def losses(self, middle: Params, enough: Callable[[list[float]], bool] | None = None) -> list[float]:
+        """Return the loss of the network with the weights `middle` on every batch, or until there are `enough`."""
+        found: list[float] = []
         with torch.no_grad(), self.criterion.mode():
-            return sum(loss.item() for loss in self._losses(middle)) / len(self.targets)
+            for loss, _ in self._losses(middle):
+                found.append(loss.item())
+                if enough is not None and enough(found):
+                    break
+        return found
 
-    def gradient(self, middle: Params) -> Params:
-        """Return the gradient of J at `middle` for every parameter that J depends on."""
+    def slopes(self, middle: Params, draws: int, generator: torch.Generator) -> Iterator[Slopes]:
+        """Yield the gradients of J at `middle`, batch by batch, for every parameter that J depends on.
+
+        Args:
+            middle: the weights.
+            draws: how often classes are drawn for each batch.
+            generator: what draws them.
+        """
         names = [name for name, _ in self.criterion.model.named_parameters(remove_duplicate=False)]
         free = map_tensors(
             {name: middle[name] for name in names if middle[name].is_floating_point()},
             lambda _, tensor: tensor.detach().clone().requires_grad_(),
         )
         with torch.enable_grad(), self.criterion.mode():
-            for loss in self._losses({**middle, **free}):
-                (loss / len(self.targets)).backward()
-        return {name: tensor.grad for name, tensor in free.items() if tensor.grad is not None}
+            for loss, logits in self._losses({**middle, **free}):
+                classes = [] if logits is None else _drawn(logits, draws, generator)
+                likelihoods = [cross_entropy(logits, one) for one in classes if logits is not None]
+                count = classes[0].numel() if classes else 0
+                yield Slopes(_gradient(loss, free), [_gradient(one, free) for one in likelihoods], count)
 
-    def _losses(self, middle: Params) -> Iterator[Tensor]:
+    def _losses(self, middle: Params) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the loss of every batch, and the logits it is made of."""
         predict = with_params(self.criterion.model, middle)
         for batch, target in zip(self.criterion.batches, self.targets, strict=True):
             if self.criterion.loss:
-                yield self.criterion.loss(predict, batch)
+                yield self.criterion.loss(predict, batch), None
             else:
-                yield cross_entropy(_classes(predict, batch), target)
+                logits = _classes(predict, batch)
+                yield cross_entropy(logits, target), logits
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Gradients on one batch.
+
+    Args:
+        own: of J.
+        drawn: of the mean negative log likelihood of classes that the network's own output was asked to draw; their
+            mean is zero, and `count` times their covariance the Gauss-Newton part of the Hessian of J. None of a loss
+            of one's own.
+        count: how many classes that is the mean of.
+    """
+
+    own: Params
+    drawn: Sequence[Params]
+    count: int
+
+
+def _drawn(logits: Tensor, draws: int, generator: torch.Generator) -> list[Tensor]:
+    shares = logits.detach().movedim(1, -1).softmax(-1)
+    classes = torch.multinomial(shares.flatten(0, -2).cpu(), draws, replacement=True, generator=generator)
+    return [one.reshape(shares.shape[:-1]).to(logits.device) for one in classes.unbind(1)]
+
+
+def _gradient(loss: Tensor, free: Params) -> Params:
+    unique = list(dict.fromkeys(free.values()))
+    found = torch.autograd.grad(loss, unique, retain_graph=True, allow_unused=True)
+    slopes = dict(zip(unique, found, strict=True))
+    return {name: slope for name, tensor in free.items() if (slope := slopes[tensor]) is not None}
 
 
 def _classes(predict: Predict, batch: Any) -> Tensor:
@@ -165,7 +219,7 @@ class BestOf:
             for number, (name, matcher) in enumerate(self._named(), 1):
                 found = matcher.match(spec, params_a, params_b, start, progress)
                 certificate += found.certificate
-                value = -between.value(between.middle(found.permutation))
+                value = -fmean(between.losses(between.middle(found.permutation)))
                 if value > history[-1]:
                     best, note = found.permutation, f"candidate {number} was best: {name}"
                 history.append(max(history[-1], value))
