@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 
 import onebasin as ob
-from benchmarks import discovery, growth, matching, memory, nested, path, peers, weight_matching
+from benchmarks import assignment, discovery, growth, matching, memory, nested, path, peers, weight_matching
 from benchmarks.timing import Row
 
 BENCHMARKS = {
     "discovery": discovery.run,
     "matching": matching.run,
+    "assignment": assignment.run,
     "weight_matching": weight_matching.run,
     "nested": nested.run,
     "peers": peers.run,

@@ -15,8 +15,8 @@ from onebasin.errors import ParamsError, UsageError
 from onebasin.matching import assignment
 from onebasin.matching.assignment import Assignment, solve
 
-# Sizes on both sides of the one from which rows keep only a few columns (193).
-DENSE, SPARSE = 67, 211
+# Sizes on both sides of those from which better prices are found first (193), and rows keep only a few columns (769).
+DENSE, SPARSE, WIDE = 67, 211, 787
 
 
 @pytest.fixture(params=["with numba", "without numba"], autouse=True)
@@ -144,6 +144,16 @@ def test_a_start_that_is_no_assignment_is_refused() -> None:
     for start in (replace(found, index=twice), replace(found, duals=none)):
         with pytest.raises(UsageError, match="a column to two rows, or has prices that are not finite"):
             solve(gains, start)
+
+
+@pytest.mark.parametrize("family", ["power law", "shared basis", "planted, noisy", "integers", "rows twice", "huge"])
+def test_rows_that_keep_few_columns_lose_none(family: str, way: str) -> None:
+    if way == "without numba":
+        pytest.skip("there, rows keep all columns")
+    gains, generator = gains_of(family, WIDE), torch.Generator().manual_seed(7)
+    near = solve(gains + gains.std() / 50 * torch.randn(WIDE, WIDE, generator=generator))
+    for start in (None, near, replace(near, duals=near.duals.flip(0))):
+        check(gains, solve(gains, start))
 
 
 def test_a_start_that_was_optimal_is_improved_when_the_gains_change() -> None:

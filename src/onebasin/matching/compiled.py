@@ -30,7 +30,7 @@ from onebasin.matching.compiled_rows import (
 # Columns a row keeps, at least and at most. With good prices 8 to 16 are enough; more cost little.
 LEAST, MOST = 12, 24
 # Matrices up to this size are searched by whole rows, and larger ones once one of so many rows was in need of it.
-DENSE, AGAIN = 1024, 4
+DENSE, AGAIN = 768, 4
 # Rows without a column bid so many times over, with so many bids each. More leave less to the searches.
 ROUNDS, BIDS = 3, 4
 # Pairs are tight if they fall short of the best by no more than this share: the rounding of float64.
