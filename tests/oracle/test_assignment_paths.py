@@ -201,3 +201,18 @@ def test_gains_that_overflow_are_refused() -> None:
     gains[0, 0], gains[1, 1] = 1e308, -1e308
     with pytest.raises(ParamsError, match=r"as large as 1e\+308"):
         solve(gains)
+
+
+def test_it_is_compiled_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    numba = pytest.importorskip("numba")
+    from onebasin.matching.compiled_rows import compiled
+
+    njit = numba.njit
+
+    def refuse(**options: object) -> object:
+        if options.get("cache"):
+            raise RuntimeError("no folder for compiled code")
+        return njit(**options)
+
+    monkeypatch.setattr(numba, "njit", refuse)
+    assert compiled(lambda number: number + 1)(2) == 3
