@@ -107,5 +107,7 @@ def check_repeatable(batches: Iterable[Any]) -> None:
 
 
 def _no_batch(batch: Any, expected: str) -> UsageError:
-    size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
-    return UsageError(f"a batch is a {type(batch).__name__}{size}", expected, "wrap the loader so that it yields these")
+    kinds = [type(part).__name__ for part in batch[:4]] if isinstance(batch, tuple | list) else []
+    holds = f" of {', '.join(kinds)}{', ...' * (len(batch) > 4)}" if kinds else ""
+    do = "wrap the loader so that it yields these, as tensors (torch.as_tensor)"
+    return UsageError(f"a batch is a {type(batch).__name__}{holds}", expected, do)

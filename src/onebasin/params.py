@@ -84,6 +84,18 @@ def check_finite(params: Mapping[str, Tensor], what: str = "params") -> None:
         )
 
 
+def check_real(params: Mapping[str, Tensor], names: Iterable[str], what: str = "params") -> None:
+    """Raise `ParamsError` naming every tensor called `names` that holds integers or truth values."""
+    kinds = {name: params[name] for name in names}
+    bad = [f"{name} {str(t.dtype)[6:]}" for name, t in kinds.items() if not (t.is_floating_point() or t.is_complex())]
+    if bad:
+        raise ParamsError(
+            f"{what} hold integers where weights are matched, in {len(bad)} tensors: {listing(bad)}",
+            "floating-point weights",
+            "take the checkpoint from before quantisation, or convert it back to floating point",
+        )
+
+
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype in which products of `tensor` are accumulated: its own, but float32 for bf16 and fp16."""
     inexact = tensor.is_floating_point() or tensor.is_complex()

@@ -68,6 +68,50 @@ def test_values_that_are_not_finite(value: float, refused: Refused, folder: Path
     refused(f"align a.pt bad.pt {MODEL} --out new", "not finite", "2.bias", "bad.pt")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool])
+def test_weights_that_are_integers(dtype: torch.dtype, refused: Refused, folder: Path) -> None:
+    change(folder / "bad.pt", **{"2_weight": torch.ones(7, 11, dtype=dtype)})
+    for verb in ("align", "merge", "merge --method universe", "barrier --eval net.py:loss"):
+        refused(f"{verb} a.pt bad.pt {MODEL} --out new", "bad.pt hold integers", f"2.weight {str(dtype)[6:]}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--epochs 3", "--epochs with --matcher weight"),
+        ("--matcher sinkhorn --rate 0.1", "--rate with --matcher sinkhorn"),
+        ("--matcher frank-wolfe --rounds 3", "--rounds with --matcher frank-wolfe"),
+        ("--statistic correlation", "--matcher activation"),
+        ("--matcher straight-through --data net.py:batches --rate -1", "--rate -1"),
+        ("--seed -1", "--seed -1"),
+        ("--seed 99999999999999999999", "below 2^63"),
+        ("--max-sweeps -1", "--max-sweeps -1"),
+    ],
+)
+def test_settings_without_effect_or_out_of_range(flags: str, words: str, refused: Refused) -> None:
+    for verb in ("align", "merge", "barrier --eval net.py:loss"):
+        refused(f"{verb} a.pt b.safetensors {MODEL} {flags} --out new", words)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("[]", "gives no batches"),
+        ("net.X", "gives a Tensor"),
+        ("{'x': net.X}", "gives a dict"),
+        ("[(net.X.numpy(), net.Y)]", "a tuple of ndarray, Tensor"),
+        ("[(net.X.to(dtype=net.torch.uint8), net.Y)]", "raised RuntimeError"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+@pytest.mark.parametrize("matcher", ["activation", "straight-through --epochs 1", "sinkhorn --epochs 1", "best"])
+def test_data_that_are_no_batches_of_the_model(
+    data: str, words: str, matcher: str, refused: Refused, folder: Path
+) -> None:
+    (folder / "given.py").write_text(f"import net\n\ndef given():\n    return {data}\n")
+    refused(f"align a.pt b.safetensors {MODEL} --matcher {matcher} --data given.py:given --out new", words)
+
+
 def test_a_pickled_module(refused: Refused, folder: Path) -> None:
     torch.save(nn.Linear(3, 5), folder / "bad.pt")
     refused(f"align a.pt bad.pt {MODEL} --out new", "torch.nn.modules.linear.Linear", "model.state_dict()")
@@ -184,7 +228,7 @@ def test_an_evaluation_that_does_not_work(evaluate: str, words: tuple[str, ...],
 
 def test_batches_that_do_not_fit(refused: Refused) -> None:
     convnet = "--model net.py:convnet --inputs 3x2x5x5"
-    refused(f"merge ca.pt cb.pt {convnet} --batchnorm-data net.py:inputs --out new", "net.py:inputs raised")
+    refused(f"merge ca.pt cb.pt {convnet} --batchnorm-data net.py:inputs --out new", "gives a Tensor")
     refused(f"merge ca.pt cb.pt {convnet} --batchnorm-data net.py:number --out new", "a int")
     refused(f"merge a.pt b.safetensors {MODEL} --weights 1 --out new", "2 models and the weights")
     refused(f"merge a.pt b.safetensors {MODEL} --data net.py:batches --out new", "--data with --matcher weight")
@@ -242,20 +286,21 @@ def test_matching_without_inputs_or_with_wrong_ones(refused: Refused, verb: str,
     refused(f"{line} --matcher {matcher} --data net.py:images", "(6, 2, 5, 5)")
 
 
-def test_following_a_loss_that_does_not_work(refused: Refused) -> None:
+def test_following_a_loss_that_does_not_work(refused: Refused, folder: Path) -> None:
+    (folder / "unlabelled.py").write_text("import net\n\ndef given():\n    return [net.X]\n")
     line = f"align a.pt b.safetensors {MODEL} --out new"
-    given = f"{line} --data net.py:batches --epochs 1"
+    given = f"{line} --data net.py:batches"
     refused(f"{line} --matcher straight-through", "without inputs", "--data")
     refused(f"{line} --matcher straight-through --synthetic", "--synthetic with --matcher straight-through")
     refused(f"{line} --loss net.py:squared", "--loss with --matcher weight")
-    for matcher in ("straight-through", "sinkhorn", "best"):
+    for matcher in ("straight-through --epochs 1", "sinkhorn --epochs 1", "best"):
         refused(f"{given} --matcher {matcher} --loss net.py:loss", "loss(predict)", "(logits, labels)")
         refused(f"{given} --matcher {matcher} --loss net.py:broken", "--loss net.py:broken raised KeyError", "net.py:")
         refused(f"{given} --matcher {matcher} --loss net.py:infinite", "inf")
     for matcher in ("straight-through", "sinkhorn"):
         refused(f"{given} --matcher {matcher} --loss net.py:constant", "cannot be differentiated")
         refused(f"{line} --matcher {matcher} --data net.py:images", "--data net.py:images raised RuntimeError")
-        refused(f"{line} --matcher {matcher} --data net.py:inputs", "labels")
+        refused(f"{line} --matcher {matcher} --data unlabelled.py:given", "a batch is a Tensor", "labels")
     refused(f"{line} --data net.py:batches --matcher straight-through --epochs 0", "0 epochs")
     refused(f"{given} --matcher best --rounds -1", "-1 rounds")
 

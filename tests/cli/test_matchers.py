@@ -18,7 +18,7 @@ from onebasin.activations import Activations
 from onebasin.batchnorm import recompute_batchnorm
 from onebasin.best import Best
 from onebasin.checkpoints import load, load_permutation
-from onebasin.cli.resolve import load_batches, load_model
+from onebasin.cli.resolve import load_batches, load_inputs, load_model
 from onebasin.functional import labels_of, logits_of, with_params
 from onebasin.interpolate import lerp
 from onebasin.matching import ActivationMatching, Matcher, SinkhornRebasin, StraightThrough, WeightMatching, align
@@ -57,7 +57,7 @@ def squared(predict: Any, batch: Any) -> Tensor:
 
 
 def synthetic() -> Best:
-    drawn = synthetic_batches(net(), (load_batches("net.py:inputs", ""),))
+    drawn = synthetic_batches(net(), load_inputs(["net.py:inputs"]))
     return Best(net(), drawn, batchnorm=True, rounds=1)
 
 
@@ -139,6 +139,8 @@ def test_what_is_not_repaired_is_told(run: Run, folder: Path) -> None:
         torch.save(params_of(load_model("bare.py:build")), folder / name)
     ran = good(run(f"merge one.pt other.pt --model bare.py:build --inputs 2x3 --repair {DATA} --out new.pt"))
     assert "not repaired: 0: has no bias" in ran.stderr
+    line = f"barrier one.pt other.pt --model bare.py:build --inputs 2x3 --repair {DATA} --eval net.py:loss --points 3"
+    assert "not repaired: 0: has no bias" in good(run(line)).stderr
 
 
 def test_the_way_between_repaired_networks(run: Run, folder: Path) -> None:

@@ -14,7 +14,7 @@ from onebasin.analysis import Curve
 from onebasin.checkpoints import check_target, load_permutation, write_directory
 from onebasin.cli.matcher import CHOICE, ChoiceFlags
 from onebasin.cli.measuring import Line, evaluation
-from onebasin.cli.mending import MENDING, MendingFlags
+from onebasin.cli.mending import MENDING, MendingFlags, left_alone
 from onebasin.cli.options import (
     ARCHITECTURE,
     MATCHING,
@@ -73,7 +73,8 @@ def barrier(
     tools, model = mending.tools(choice.data), architecture.build()
     measure = evaluation(evaluate)
     spec = architecture.permutation_spec(model)
-    line = Line(model, measure, points, tools.batches, tools.path(model, spec))
+    left: dict[str, str] = {}
+    line = Line(model, measure, points, tools.batches, tools.path(model, spec, left))
     matcher = choice.build(matching, architecture, line.model)
     given = None if permutation is None else load_permutation(permutation, spec)
     settings: dict[str, Any] = {"architecture": architecture, "permutation": permutation}
@@ -90,6 +91,7 @@ def barrier(
         ends = {"naive": moved, "matched": chosen.apply(moved)}
         curves = {label: line.curve(reference, end, label, progress) for label, end in ends.items()}
     tools.remark(spec, "interpolated")
+    left_alone(left)
     alignment = {} if found is None else {"alignment": found.to_json()}
     entry = run.record({label: curve.to_json() for label, curve in curves.items()} | alignment)
     view: list[RenderableType] = [barrier_table(curves), Text(barrier_legend())]

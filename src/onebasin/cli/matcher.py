@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -88,13 +89,30 @@ class Choice:
             raise UsageError(f"{extra[0]} with {name}", f"it with --matcher {' or '.join(others)}", do)
         if len(given) > 1 or (not given and takes and self.matcher not in BY_WEIGHTS):
             got = "both --data and --synthetic" if given else f"{name} without inputs"
-            do = "name a callable that returns batches, or have inputs drawn at random if that is offered"
-            raise UsageError(got, "either " + " or ".join(SHOWN[flag] for flag in takes), do)
+            do = "name a callable that returns batches" + ", or have inputs drawn at random" * (len(takes) > 1)
+            raise UsageError(got, "either " * (len(takes) > 1) + " or ".join(SHOWN[flag] for flag in takes), do)
+        self._check_use()
         if self.loss is not None and not (self.follows_a_loss or self.matcher == "best" or "--loss" in used):
             expected = (
                 "it with --matcher best, straight-through or sinkhorn (with --data), or in analyze with --batches"
             )
             raise UsageError(f"--loss with {name}", expected, "add one of these, or leave it out")
+
+    def _check_use(self) -> None:
+        """Raise `UsageError` if a setting was given that the matcher does not have."""
+        follows, labels = self.follows_a_loss, "straight-through or sinkhorn (with --data)"
+        settings = (
+            ("--epochs", self.epochs is not None, follows, labels),
+            ("--rate", self.rate is not None, follows, labels),
+            ("--rounds", self.rounds != Choice.rounds, self.matcher == "best", "best"),
+            ("--statistic", self.statistic != Choice.statistic, self.matcher == "activation", "activation"),
+        )
+        for flag, given, used, others in settings:
+            if given and not used:
+                do = "add that, or leave it out"
+                raise UsageError(f"{flag} with --matcher {self.matcher}", f"it with --matcher {others}", do)
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise UsageError(f"--rate {self.rate}", "a positive number", "leave it out for the published one")
 
     def module(
         self, architecture: Architecture, *, needed: bool = False, used: Collection[str] = ()
@@ -111,8 +129,9 @@ class Choice:
         """Return the matcher; `model` is not used by those that match weights alone.
 
         Raises:
-            UsageError: the inputs cannot be had.
+            UsageError: the inputs cannot be had, or a setting is out of range.
         """
+        _check_weight(weight)
         if model is None or (self.matcher in BY_WEIGHTS and not self.follows_a_loss):
             return weight if self.matcher == "weight" else replace(weight, solver=self.matcher)  # type: ignore[arg-type]
         batches, what = self._inputs(architecture, model)
@@ -149,6 +168,16 @@ class Choice:
             return found
 
         return loss
+
+
+def _check_weight(weight: WeightMatching) -> None:
+    for flag, value in (
+        ("--seed", weight.seed),
+        ("--max-sweeps", weight.max_sweeps),
+        ("--faq-steps", weight.faq_steps),
+    ):
+        if not 0 <= value < 1 << 63:
+            raise UsageError(f"{flag} {value}", "none or more, below 2^63", "choose one of these, or leave it out")
 
 
 @dataclass(frozen=True)

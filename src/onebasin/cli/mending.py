@@ -86,12 +86,19 @@ class Tools:
             return guarded(lambda: recompute_batchnorm(model, params, batches, progress), self.what), {}
         return guarded(lambda: repair(model, spec, params, ends, batches, weights, progress), self.what)
 
-    def path(self, model: nn.Module, spec: PermutationSpec) -> Interpolation:
-        """Return how networks on a straight path are made: repaired between the ends, if that is wanted."""
+    def path(self, model: nn.Module, spec: PermutationSpec, left: dict[str, str]) -> Interpolation:
+        """Return how networks on a straight path are made: repaired between the ends, if that is wanted.
+
+        What is left as it is will be noted in `left`.
+        """
 
         def between(a: Mapping[str, Tensor], b: Mapping[str, Tensor], lam: float) -> Params:
             plain = lerp(a, b, lam)
-            return self.mend(model, spec, plain, [a, b], [1 - lam, lam])[0] if 0 < lam < 1 else plain
+            if not 0 < lam < 1:
+                return plain
+            mended, kept = self.mend(model, spec, plain, [a, b], [1 - lam, lam])
+            left.update(kept)
+            return mended
 
         return between if self.repair else lerp
 

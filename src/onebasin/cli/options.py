@@ -18,7 +18,7 @@ from onebasin.cli.terminal import note
 from onebasin.cli.writing import check_targets
 from onebasin.errors import UsageError
 from onebasin.matching import WeightMatching
-from onebasin.params import Params, check_finite, check_shapes, map_tensors, params_of
+from onebasin.params import Params, check_finite, check_real, check_shapes, map_tensors, params_of
 from onebasin.spec import STATISTICS, PermutationSpec
 from onebasin.symmetry.discover import permutation_spec
 from onebasin.symmetry.export import ExampleInputs
@@ -117,13 +117,14 @@ def read_for(spec: PermutationSpec, path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: they cannot be read.
-        ParamsError: they do not fit `spec`, or are not finite.
+        ParamsError: they do not fit `spec`, are integers, or are not finite.
     """
     found = read(path, like=spec.tensors)
     for text in found.notes:
         note(f"{path}: {text}")
     params = _with_ties(found.params, spec)
     check_shapes(params, spec.shapes, str(path))
+    check_real(params, spec.matched, str(path))
     # Other buffers may hold infinities on purpose (attention masks).
     numbers = {name for name in params if name not in spec.buffers or name.rpartition(".")[2] in STATISTICS}
     check_finite({name: params[name] for name in params if name in numbers}, str(path))

@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,10 +115,12 @@ def load_batches(name: str, what: str) -> Iterable[Any]:
     """
     found = load_object(name, what)
     batches = guarded(_called(found, name), f"{what} {name}") if callable(found) else found
-    if not isinstance(batches, Iterable):
-        raise UsageError(
-            f"{what} {name} gives a {type(batches).__name__}", "batches of inputs", "return a list or loader"
-        )
+    # One tensor, or a dict, can be iterated over, but what comes out are no batches.
+    if not isinstance(batches, Iterable) or isinstance(batches, torch.Tensor | Mapping | str):
+        got, do = f"{what} {name} gives a {type(batches).__name__}", "return a list or loader; [batch] if there is one"
+        raise UsageError(got, "batches of inputs", do)
+    if isinstance(batches, Sized) and not len(batches):
+        raise UsageError(f"{what} {name} gives no batches", "at least one batch of inputs", "check what it returns")
     # A generator is empty after one pass; a loader may be too large to keep.
     return guarded(lambda: list(batches), f"{what} {name}") if isinstance(batches, Iterator) else batches
 
@@ -149,10 +151,12 @@ def _import(place: str) -> Any:
         _search_first(Path.cwd())  # as `python -m` does: a script in the current folder can be named
         return importlib.import_module(place)
     path = Path(place).resolve()
+    if not path.is_file():
+        raise UsageError(f"there is no file {place}", "a Python file", "correct the path, from the folder you are in")
     _search_first(path.parent)
     found = importlib.util.spec_from_file_location(path.stem, path)
-    if found is None or found.loader is None or not path.is_file():
-        raise FileNotFoundError(f"there is no file {place}")
+    if found is None or found.loader is None:
+        raise ImportError(f"{place} cannot be loaded")
     module = importlib.util.module_from_spec(found)
     sys.modules[path.stem] = module  # dataclasses and pickles look their module up by name
     found.loader.exec_module(module)

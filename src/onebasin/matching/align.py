@@ -9,7 +9,7 @@ from torch import Tensor
 from onebasin.errors import SpecError
 from onebasin.matching.alignment import Alignment, Matcher
 from onebasin.matching.weight import WeightMatching
-from onebasin.params import check_finite, check_shapes
+from onebasin.params import check_finite, check_real, check_shapes
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
 from onebasin.spec import STATISTICS, PermutationSpec
@@ -37,11 +37,13 @@ def align(
         progress: called as the work proceeds.
 
     Raises:
-        ParamsError: one of the models does not fit the spec, or holds values that are not finite; all are named.
+        ParamsError: one of the models does not fit the spec, or holds integers or values that are not finite; all are
+            named.
         SpecError: `start` belongs to another spec.
     """
     for params, what in ((params_a, "the reference"), (params_b, "the moved model")):
         check_shapes(params, spec.shapes, what)
+        check_real(params, spec.matched, what)
         # Other buffers may hold infinities on purpose (attention masks).
         numbers = [name for name in params if name not in spec.buffers or name.rpartition(".")[2] in STATISTICS]
         check_finite({name: params[name] for name in numbers}, what)

@@ -14,7 +14,7 @@ from torch import Tensor
 from onebasin.errors import UsageError
 from onebasin.matching import Alignment, Matcher, StopReason, WeightMatching, align
 from onebasin.merging.merge import Merge, provenance
-from onebasin.params import Params, check_finite, check_shapes, compute_dtype, map_tensors
+from onebasin.params import Params, check_finite, check_real, check_shapes, compute_dtype, map_tensors
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
 from onebasin.spec import PermutationSpec
@@ -113,6 +113,7 @@ class Rounds:
             raise UsageError(f"max_rounds={most}", "at least one round", "use `merge` to align all to the first")
         for number, params in enumerate(models, 1):
             check_shapes(params, spec.shapes, f"params of model {number}")
+            check_real(params, spec.matched, f"params of model {number}")
             check_finite(params, f"params of model {number}")
         return cls(spec, models, _shares(len(models), weights), weights, matcher or WeightMatching(), most)
 
