@@ -48,10 +48,15 @@ class Known:
     """A matcher that returns what was found before."""
 
     alignment: ob.Alignment
+    matcher: Any = None
 
     def match(self, *_: object) -> ob.Alignment:
         """Return it."""
         return self.alignment
+
+    def objective(self, *given: Any) -> Any:
+        """Return what the matcher maximises."""
+        return self.matcher.objective(*given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +101,8 @@ class Pair:
     def best(self, **settings: Any) -> ob.Best:
         """Return `Best`, which chooses among what its candidates found."""
         columns = {"weights": "weights, unit"}  # what a candidate is called here, if not by its name
-        known = {name: Known(self.align(columns.get(name, name))) for name in self.candidates}
+        found = {name: self.align(columns.get(name, name)) for name in self.candidates}
+        known = {name: Known(found[name], matcher) for name, matcher in self.candidates.items()}
         return BestOfKnown(self.model, self.inputs, known=known, **settings)
 
     def align(self, method: str) -> ob.Alignment:

@@ -112,6 +112,7 @@ _HOME = {
     "Best": "best",
     "StraightThrough": "matching",
     "SinkhornRebasin": "matching",
+    "Descent": "matching",
     "Polish": "matching",
     "BestOf": "matching",
     "Criterion": "matching",

@@ -102,7 +102,7 @@ def test_it_is_told_in_json() -> None:
     assert found.certificate.assignments > 8
 
 
-@pytest.mark.parametrize("at", ["statistics", "matching", "candidates", "polish"])
+@pytest.mark.parametrize("at", ["statistics", "matching", "candidates", "descent", "polish"])
 def test_an_interrupt_keeps_the_best_so_far(at: str) -> None:
     def stop(task: str, done: int, total: int) -> None:
         if task == at:

@@ -61,7 +61,7 @@ class Choice:
             cross entropy, and for best in the place of what both networks say.
         epochs: Passes of straight-through or sinkhorn over the data. Default: 250 and 10.
         rate: Learning rate of straight-through or sinkhorn. Default: 0.01 and 0.1.
-        rounds: Of the polish of best, at most; 0 for none.
+        rounds: Of the polish of best, at most; 0 for neither descent nor polish.
     """
 
     matcher: Literal["weight", "activation", "straight-through", "sinkhorn", "frank-wolfe", "best"] = "weight"

@@ -5,6 +5,7 @@ from onebasin.matching.align import align
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
 from onebasin.matching.coordinate_descent import CoordinateDescent
 from onebasin.matching.criterion import BestOf, Criterion
+from onebasin.matching.descent import Descent
 from onebasin.matching.features import Covariance, Features
 from onebasin.matching.frank_wolfe import FrankWolfe
 from onebasin.matching.hybrid import Hybrid
@@ -24,6 +25,7 @@ __all__ = [
     "CoordinateDescent",
     "Covariance",
     "Criterion",
+    "Descent",
     "Feature",
     "Features",
     "FrankWolfe",

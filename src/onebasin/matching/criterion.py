@@ -6,7 +6,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -135,10 +136,18 @@ class Between:
         )
         with torch.enable_grad(), self.criterion.mode():
             for loss, logits in self._losses({**middle, **free}):
-                classes = [] if logits is None else _drawn(logits, draws, generator)
+                classes = _drawn(logits, draws, generator) if logits is not None and draws else []
                 likelihoods = [cross_entropy(logits, one) for one in classes if logits is not None]
                 count = classes[0].numel() if classes else 0
                 yield Slopes(_gradient(loss, free), [_gradient(one, free) for one in likelihoods], count)
+
+    def parts(self) -> Iterator[Between]:
+        """Yield the criterion of every single batch, again and again."""
+        while True:
+            for batch, target in zip(self.criterion.batches, self.targets, strict=True):
+                part = copy(self)
+                part.criterion, part.targets = replace(self.criterion, batches=[batch]), [target]
+                yield part
 
     def _losses(self, middle: Params) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the loss of every batch, and the logits it is made of."""
