@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import onebasin as ob
-from benchmarks import assignment, discovery, growth, matching, memory, nested, path, peers, weight_matching
+from benchmarks import activation, assignment, discovery, growth, matching, memory, nested, path, peers, weight_matching
 from benchmarks.timing import Row
 
 BENCHMARKS = {
@@ -25,6 +25,7 @@ BENCHMARKS = {
     "growth": growth.run,
     "memory": memory.run,
     "path": path.run,
+    "activation": activation.run,
 }
 
 

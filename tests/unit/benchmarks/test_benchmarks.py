@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from benchmarks import growth, peers
+from benchmarks import activation, growth, peers
 from benchmarks.published import weight_matching
 from benchmarks.timing import Phases, median_phases
 from benchmarks.weight_matching import PHASES, PUBLISHED
@@ -72,3 +72,9 @@ def test_a_package_that_is_not_installed_is_skipped_with_the_reason(monkeypatch:
 def test_power_law_weights_have_falling_singular_values() -> None:
     values = torch.linalg.svdvals(growth.power_law(growth.chain(200, 2), 0)["1"])
     assert 4 < (values[0] / values[99]).item() < 40
+
+
+def test_activation_matching_is_timed_in_three_parts() -> None:
+    found = list(activation.rows("small", lambda: activation.mlp(12, (7, 5)), (20, 3, 4), 2))
+    assert [row.what.rpartition(": ")[2] for row in found] == ["moments of all units", "tracing", "assignments"]
+    assert all(row.amount > 0 and row.ratio > 0 for row in found)
