@@ -67,7 +67,7 @@ class Best:
     model: nn.Module = field(repr=False)
     batches: Iterable[Any] = field(repr=False)
     loss: BatchLoss | None = field(default=None, repr=False)
-    rounds: int = 30
+    rounds: int = 10
     batchnorm: bool = False
     outputs: Outputs = None
     seed: int = 0

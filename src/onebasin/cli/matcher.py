@@ -71,7 +71,7 @@ class Choice:
     loss: str | None = None
     epochs: int | None = None
     rate: float | None = None
-    rounds: int = 30
+    rounds: int = 10
 
     @property
     def follows_a_loss(self) -> bool:

@@ -56,7 +56,7 @@ class Descent:
         gains: where the gains R come from; `ActivationMatching(..., statistic="correlation")` is meant.
         first: what the result is compared with; any matcher.
         steps: batches, in their order, again and again.
-        rate: learning rate. Twice or half of it did nearly as well on narrow networks, five times much worse.
+        rate: learning rate. On a narrow ResNet20 0.001 and 0.003 did nearly as well, 0.005 worse, 0.01 much worse.
 
     Differs: no paper has it. It is the straight-through estimator of ainsworth2023 with gains in the place of weights.
     """
