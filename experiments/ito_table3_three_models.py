@@ -67,7 +67,7 @@ def experiment(lab: Lab, args: argparse.Namespace) -> tuple[dict[str, Any], dict
     }
     lines = show({name: gathered(found) for name, found in pairs.items()})
     results = {"table": table, "pairs": lines, "planes": {name: plane.to_json() for name, plane in planes.items()}}
-    figure = ob.plane_figure(planes, ("a", "b, moved", "c, moved"))
+    figure = ob.plane_figure(planes, tuple("abc"))
     return {"expected": judged(expected), **results, "recipes": straight}, {"": figure}
 
 

@@ -210,8 +210,8 @@ def reliability_figure(calibrations: Mapping[str, Calibration]) -> Figure:
 
 def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Return a figure with `count` panels in rows of at most `COLUMNS`."""
-    columns = min(count, COLUMNS)
-    rows = -(-count // columns)
+    rows = -(-count // COLUMNS)
+    columns = -(-count // rows)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for ax in grid[count:]:
