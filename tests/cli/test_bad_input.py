@@ -232,6 +232,8 @@ def test_batches_that_do_not_fit(refused: Refused) -> None:
     refused(f"merge ca.pt cb.pt {convnet} --batchnorm-data net.py:number --out new", "a int")
     refused(f"merge a.pt b.safetensors {MODEL} --weights 1 --out new", "2 models and the weights")
     refused(f"merge a.pt b.safetensors {MODEL} --data net.py:batches --out new", "--data with --matcher weight")
+    negative = "--weights 2 --weights=-1"
+    refused(f"merge a.pt b.safetensors {MODEL} {negative} --repair --data net.py:batches --out new", "negative")
     for flag in ("--repair", "--recompute-batchnorm"):
         for verb in ("merge", "barrier --eval net.py:loss"):
             line = f"{verb} ca.pt cb.pt {convnet} {flag}"

@@ -28,6 +28,7 @@ from onebasin.matching import Alignment, StopReason
 from onebasin.merging import Merge, merge_many, merge_universe
 from onebasin.merging import merge as combine
 from onebasin.merging.merge import Moved
+from onebasin.merging.repair import check_weights
 from onebasin.report.tables import alignment_table
 
 METHODS: dict[str, Callable[..., Merge]] = {"reference": combine, "many": merge_many, "universe": merge_universe}
@@ -67,6 +68,8 @@ def merge(
         raise UsageError(f"{len(models)} models to merge", "two or more", "name them all: merge A B --out MERGED")
     module = choice.module(architecture, needed=mending != MENDING, used=mending.used())
     tools = mending.tools(choice.data)
+    if mending.repair:
+        check_weights(len(models), weights or None)
     spec = architecture.permutation_spec(module)
     matcher = choice.build(matching, architecture, module)
     given = {"architecture": architecture, "choice": choice, "matcher": matching}

@@ -6,22 +6,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from itertools import count
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from onebasin import layout
 from onebasin.batchnorm import recompute_batchnorm, tracking_layers
 from onebasin.errors import UsageError
 from onebasin.functional import check_repeatable, eval_mode, inputs_of, with_params
-from onebasin.interpolate import mean
+from onebasin.interpolate import mean, shares_of
 from onebasin.layout import Axes
 from onebasin.moments import ChannelMoments, ChannelStatistics
 from onebasin.params import Params, check_shapes, compute_dtype, params_of
 from onebasin.progress import Progress, silent
 from onebasin.spec import PermutationSpec
 
-PRODUCERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+LAST = (nn.Linear, nn.LayerNorm)  # units lie on the last axis of their outputs, and on axis 1 of others
+PRODUCERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *NORMS)
+NO_BIAS = "has no bias"
 Hook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]
 Statistics = dict[str, Tensor]  # "mean" and "deviation" of every unit a layer puts out
 
@@ -37,14 +42,14 @@ def repair(
 ) -> tuple[Params, dict[str, str]]:
     """Set the statistics of every unit of a merged network to the weighted mean of those of its ends.
 
-    The output z of every linear or convolutional layer that puts out units of the spec becomes
+    The output z of every linear, convolutional or normalisation layer that puts out units of the spec becomes
 
         (z - mean of z) / deviation of z * sum_i w_i deviation_i + sum_i w_i mean_i
 
-    per unit, over all samples and positions, which is folded into the layer's weight and bias: no layer is added. The
-    statistics of the merged network are those of layers whose inputs have been repaired too, batch by batch, as in the
-    train mode of batch norm; they are exact to the extent that batches are large. Batch-norm statistics are recomputed
-    as well, and need no call of their own.
+    per unit, over all samples and positions, which is folded into the layer's weight and bias (scale and shift, of a
+    norm): no layer is added. The statistics of the merged network are those of layers whose inputs have been repaired
+    too, batch by batch, as in the train mode of batch norm; they are exact to the extent that batches are large.
+    Batch-norm statistics are recomputed as well, and need no call of their own.
 
     Args:
         model: the architecture; it is left alone.
@@ -52,34 +57,49 @@ def repair(
         merged: the merged weights.
         ends: the networks that were merged, in the order of `merged`: `permutation.apply(params)` of each.
         batches: inputs, read several times: a few thousand examples, in large batches.
-        weights: how much each end counts, as in the merge; default: all the same.
+        weights: how much each end counts, as in the merge, none negative; default: all the same.
         progress: called after each batch.
 
     Returns:
         New params, and layer -> reason for each layer with units of the spec that was left as it is. Units that no
         layer of these kinds puts out (embeddings, transposed convolutions, recurrent layers) are named there as well.
+        A layer without a bias whose output goes into a norm is not named: the norm carries the change.
 
     Raises:
         UsageError: no batches, batches that can be read only once, or weights that do not fit.
         ParamsError: model, spec and params do not fit each other.
 
     Source: jordan2023, sections 3 and 4.
-    Differs: no batch norm is inserted and fused; biases are needed, and layers without are left alone.
+    Differs: no batch norm is inserted and fused; biases are needed, and layers without are left alone; norms that are
+        there get their scale and shift repaired, where the paper only recomputes the statistics of batch norm.
     """
     check_shapes(params_of(model), spec.shapes, "the weights of the model")
     check_repeatable(batches)
+    check_weights(len(ends), weights)
     left = _left(model, spec)
     layers = {n: layer for n, layer in model.named_modules() if n not in left and _puts_out(n, layer, spec)}
     told = _counted(progress, (len(ends) + 1) * len(batches) if isinstance(batches, Sized) else 0)
     found = [_measured(model, params, layers, batches, told) for params in ends]
     left |= {name: "is not called exactly once per batch" for name in layers if any(name not in one for one in found)}
     layers = {name: layer for name, layer in layers.items() if name not in left}
+    for name in _carried(model, merged, left, layers, batches):
+        del left[name]
     goals = {name: mean([one[name] for one in found], weights) for name in layers}
     own = _measured(model, merged, layers, batches, told, goals)
     result = dict(merged)
     for name in layers:
         _fold(result, name, own[name], goals[name])
     return recompute_batchnorm(model, result, batches, progress), left
+
+
+def check_weights(count: int, weights: Sequence[float] | None) -> None:
+    """Raise `UsageError` if the weights do not fit `count` networks, or one is negative."""
+    if any(share < 0 for share in shares_of(count, weights)):
+        raise UsageError(
+            f"repair with the weights {weights}",
+            "none that is negative: a unit's deviation might be, too",
+            "merge with weights from 0 on, or do without repair",
+        )
 
 
 def _counted(progress: Progress, total: int) -> Callable[[], None]:
@@ -90,7 +110,12 @@ def _counted(progress: Progress, total: int) -> Callable[[], None]:
 
 def _puts_out(name: str, layer: nn.Module, spec: PermutationSpec) -> bool:
     """Return whether `layer` is of a kind that can be repaired and puts out units of the spec."""
-    return isinstance(layer, PRODUCERS) and _holds_units(spec.tensors.get(f"{name}.weight", ())[:1])
+    return _repairable(layer) and _holds_units(spec.tensors.get(f"{name}.weight", ())[:1])
+
+
+def _repairable(layer: nn.Module) -> bool:
+    """Return whether `layer` is of a kind that can be repaired: its units lie on one axis of what it puts out."""
+    return isinstance(layer, PRODUCERS) and not (isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1)
 
 
 def _left(model: nn.Module, spec: PermutationSpec) -> dict[str, str]:
@@ -99,17 +124,49 @@ def _left(model: nn.Module, spec: PermutationSpec) -> dict[str, str]:
     left: dict[str, str] = {}
     for name, layer in model.named_modules():
         own = [f"{name}.{key}".lstrip(".") for key, _ in layer.named_parameters(recurse=False)]
-        if not any(len(spec.tensors[key]) > 1 and _holds_units(spec.tensors[key]) for key in own):
+        least = 1 if isinstance(layer, NORMS) else 2  # lone scales and biases of other kinds go with their layers
+        if not any(len(spec.tensors[key]) >= least and _holds_units(spec.tensors[key]) for key in own):
             continue
-        if not isinstance(layer, PRODUCERS):
+        if not _repairable(layer):
             left[name] = f"is a {type(layer).__name__}"
         elif f"{name}.weight" not in spec.tensors:
             left[name] = "has a weight that is computed from others"
         elif _puts_out(name, layer, spec) and layer.bias is None:
-            left[name] = "has no bias"
+            left[name] = NO_BIAS
         elif _puts_out(name, layer, spec) and tied & set(own):
             left[name] = "is tied to another layer"
     return left
+
+
+def _carried(
+    model: nn.Module,
+    params: Mapping[str, Tensor],
+    left: Mapping[str, str],
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Any],
+) -> set[str]:
+    """Return the layers without a bias whose output is, as it is, the input of a norm among `layers`."""
+    bare = [name for name, why in left.items() if why == NO_BIAS]
+    norms = [layer for layer in layers.values() if isinstance(layer, NORMS)]
+    if not bare or not norms:
+        return set()
+    outputs: dict[str, ref[Tensor]] = {}
+    found: set[str] = set()
+
+    def note(name: str) -> Hook:
+        return lambda layer, args, output: outputs.update({name: ref(output)})
+
+    def look(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        found.update(name for name, own in outputs.items() if args and own() is args[0])
+
+    with ExitStack() as stack, eval_mode(model), torch.no_grad():
+        for name in bare:
+            stack.callback(model.get_submodule(name).register_forward_hook(note(name)).remove)
+        for norm in norms:
+            stack.callback(norm.register_forward_hook(look).remove)
+        args, kwargs = inputs_of(next(iter(batches)))
+        with_params(model, params)(*args, **kwargs)
+    return found
 
 
 def _holds_units(axes: Axes) -> bool:
@@ -148,7 +205,7 @@ def _measured(
     training = () if goals is None else tracking_layers(model)  # their statistics are to be recomputed
     with ExitStack() as stack, eval_mode(model, training), torch.no_grad():
         for name, layer in layers.items():
-            axis = -1 if isinstance(layer, nn.Linear) else 1
+            axis = -1 if isinstance(layer, LAST) else 1
             stack.callback(layer.register_forward_hook(hook(name, axis)).remove)
         for batch in batches:
             args, kwargs = inputs_of(batch)

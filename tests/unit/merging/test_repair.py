@@ -7,14 +7,17 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from helpers import assert_same, clone, randomise
+from models.sequence import FusedQKV
+from models.toys import layer_norm
 from torch import Tensor, nn
 
 from onebasin.batchnorm import recompute_batchnorm
 from onebasin.errors import ParamsError, UsageError
-from onebasin.functional import with_params
+from onebasin.functional import eval_mode, with_params
 from onebasin.interpolate import mean
 from onebasin.merging import repair
 from onebasin.params import Params, params_of
+from onebasin.permutation import Permutation
 from onebasin.spec import PermutationSpec
 from onebasin.symmetry.discover import permutation_spec
 
@@ -39,24 +42,30 @@ def normed() -> nn.Module:
 Net = tuple[nn.Module, PermutationSpec, list[Params], Tensor]
 
 
-def net(make: Callable[[], nn.Module], *shape: int) -> Net:
+def net(make: Callable[[], nn.Module], *shape: int, dtype: torch.dtype = torch.float64) -> Net:
     """Return a model, its spec, two networks and inputs in float64."""
     model, ends = make().double().eval(), []
     for seed in range(2):
         randomise(model, seed)
         ends.append(clone(params_of(model)))
-    inputs = torch.randn(53, *shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    if dtype.is_floating_point:
+        inputs = torch.randn(53, *shape, generator=generator, dtype=dtype)
+    else:
+        inputs = torch.randint(0, 13, (53, *shape), generator=generator)
     return model, permutation_spec(model, (inputs,)), ends, inputs
 
 
 def statistics(model: nn.Module, params: Params, inputs: Tensor, layer: str) -> tuple[Tensor, Tensor]:
     """Return mean and deviation of the units that `layer` puts out."""
     seen: list[Tensor] = []
-    hook = model.get_submodule(layer).register_forward_hook(lambda _, args, out: seen.append(out))
+    found = model.get_submodule(layer)
+    hook = found.register_forward_hook(lambda _, args, out: seen.append(out))
     with torch.no_grad():
         with_params(model, params)(inputs)
     hook.remove()
-    rows = seen[0].movedim(1, -1).flatten(0, -2)
+    rows = seen[0] if isinstance(found, nn.Linear | nn.LayerNorm) else seen[0].movedim(1, -1)
+    rows = rows.flatten(0, -2)
     return rows.mean(0), rows.std(0, correction=0)
 
 
@@ -91,6 +100,59 @@ def test_units_have_the_statistics_of_the_ends(
     assert torch.equal(repaired[f"{last}.weight"], merged[f"{last}.weight"])  # outputs are no units
 
 
+def group_normed() -> nn.Module:
+    """Group norm in 3 groups of channels, which nest, after a convolution without a bias; and layer norm."""
+    first = nn.Conv2d(2, 15, 3, bias=False), nn.GroupNorm(3, 15), nn.ReLU()
+    second = nn.Conv2d(15, 6, 3, groups=3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Flatten()
+    return nn.Sequential(*first, *second, nn.Linear(18, 11, bias=False), nn.LayerNorm(11), nn.GELU(), nn.Linear(11, 2))
+
+
+NESTED = {  # layers that put out units, and those that cannot be repaired
+    group_normed: (torch.float64, (2, 7, 5), ("1", "3", "4", "8"), {}),
+    layer_norm: (torch.float64, (3,), ("0", "1", "3"), {}),
+    FusedQKV: (torch.int64, (4,), ("qkv", "out"), {"embed": "is a Embedding"}),
+}
+
+
+@pytest.mark.parametrize("make", NESTED, ids=lambda make: make.__name__)
+def test_norms_and_nested_groups_obey_the_law(make: Callable[[], nn.Module]) -> None:
+    dtype, shape, layers, reasons = NESTED[make]
+    generator = torch.Generator().manual_seed(5)
+    model, spec, (a, b), inputs = net(make, *shape, dtype=dtype)
+    assert spec.parents or make is layer_norm
+    order, other = (Permutation.random(spec, generator) for _ in range(2))
+    ends = [a, order.apply(b)]
+    found = model, spec, ends, inputs
+    merged = mean(ends, (3, 1))
+    repaired, left = repair(model, spec, merged, ends, [inputs], (3, 1))
+    assert left == reasons
+    assert_between(found, repaired, layers, (3, 1))
+    for layer in layers:
+        with pytest.raises(AssertionError):  # averaging alone does not give them
+            assert_between(found, merged, [layer], (3, 1))
+    for wrong in ([a, b], ends[::-1]):  # nor do ends in another order
+        with pytest.raises(AssertionError):
+            assert_between(found, repair(model, spec, merged, wrong, [inputs], (3, 1))[0], layers, (3, 1))
+    # Repairing networks whose units are in any other order gives the repaired network in that order.
+    moved, _ = repair(model, spec, other.apply(merged), [other.apply(end) for end in ends], [inputs], (3, 1))
+    for name, tensor in other.apply(repaired).items():
+        torch.testing.assert_close(moved[name], tensor, rtol=1e-9, atol=1e-10)
+    assert any(not torch.allclose(moved[name], tensor) for name, tensor in repaired.items())
+
+
+def test_a_norm_that_does_not_read_the_layer_itself_carries_nothing() -> None:
+    layers = nn.Conv2d(2, 7, 3, bias=False), nn.ReLU(), nn.BatchNorm2d(7), nn.Conv2d(7, 2, 1)
+    model, spec, ends, inputs = net(lambda: nn.Sequential(*layers), 2, 5, 5)
+    assert repair(model, spec, mean(ends), ends, [inputs])[1] == {"0": "has no bias"}
+
+
+def test_negative_weights_are_refused() -> None:
+    model, spec, ends, inputs = net(mlp, 3)
+    with pytest.raises(UsageError, match="negative"):
+        repair(model, spec, mean(ends, (2, -1)), ends, [inputs], (2, -1))
+    repair(model, spec, ends[0], ends, [inputs], (2, 0))
+
+
 def test_small_batches_come_near() -> None:
     model, spec, ends, inputs = net(mlp, 3)
     merged = mean(ends)
@@ -109,15 +171,23 @@ def test_a_merge_of_equals_is_left_as_it_is() -> None:
         torch.testing.assert_close(repaired[name], tensor)
 
 
-def test_batch_norm_is_recomputed() -> None:
+def test_batch_norm_is_recomputed_and_repaired() -> None:
     found = model, spec, ends, inputs = net(normed, 2, 7, 5)
     repaired, left = repair(model, spec, mean(ends), ends, [inputs])
-    assert left == {"3": "has no bias"}
+    assert left == {}  # what convolution 3 puts out goes into a norm, which carries the change
     assert_between(found, repaired, ["0"], (1, 1))
     # Running variances are divided by n - 1, those of a batch by n.
-    assert_between(found, repaired, ["7"], (1, 1), 0.02)
-    with pytest.raises(AssertionError):
-        assert_between(found, recompute_batchnorm(model, mean(ends), [inputs]), ["7"], (1, 1), 0.02)
+    assert_between(found, repaired, ["1", "4", "7"], (1, 1), 0.02)
+    recomputed = recompute_batchnorm(model, mean(ends), [inputs])
+    for layer in ("1", "4", "7"):
+        with pytest.raises(AssertionError):
+            assert_between(found, recomputed, [layer], (1, 1), 0.02)
+    for layer in ("1", "4"):  # on the statistics of the batch it is exact
+        goals = zip(*(statistics(model, params, inputs, layer) for params in ends), strict=True)
+        with eval_mode(model, [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]):
+            exact = statistics(model, repaired, inputs, layer)
+        for value, (a, b) in zip(exact, goals, strict=True):
+            torch.testing.assert_close(value, (a + b) / 2, rtol=1e-9, atol=1e-10)
     again = recompute_batchnorm(model, repaired, [inputs])
     for name in ("1.running_mean", "4.running_var"):
         torch.testing.assert_close(repaired[name], again[name])
