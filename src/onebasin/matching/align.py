@@ -6,13 +6,34 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from onebasin.errors import SpecError
+from onebasin.errors import SpecError, UsageError
 from onebasin.matching.alignment import Alignment, Matcher
 from onebasin.matching.weight import WeightMatching
 from onebasin.params import check_finite, check_real, check_shapes
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
 from onebasin.spec import STATISTICS, PermutationSpec
+
+# What the command line calls a matcher -> the object that it is in Python.
+NAMED = {
+    "weight": "ob.WeightMatching()",
+    "activation": "ob.ActivationMatching(ob.Activations(model, batches))",
+    "straight-through": "ob.StraightThrough(model, batches)",
+    "sinkhorn": "ob.SinkhornRebasin(model, batches)",
+    "frank-wolfe": 'ob.WeightMatching(solver="frank-wolfe")',
+    "best": "ob.Best(model, batches)",
+}
+
+
+def matcher_of(matcher: Matcher | None) -> Matcher:
+    """Return `matcher`, or the default; raise `UsageError` if it is none: a name, or a class that was not called."""
+    if matcher is None:
+        return WeightMatching()
+    if isinstance(matcher, type) or not callable(getattr(matcher, "match", None)):
+        given = f"the class {matcher.__name__}" if isinstance(matcher, type) else repr(matcher)
+        do = f"pass {NAMED[matcher]}" if isinstance(matcher, str) and matcher in NAMED else "pass one of these objects"
+        raise UsageError(f"{given:.60} as matcher", f"one of {', '.join(NAMED.values())}, or your own", do)
+    return matcher
 
 
 def align(
@@ -40,7 +61,9 @@ def align(
         ParamsError: one of the models does not fit the spec, or holds integers or values that are not finite; all are
             named.
         SpecError: `start` belongs to another spec.
+        UsageError: `matcher` is none, as a name is.
     """
+    method = matcher_of(matcher)
     for params, what in ((params_a, "the reference"), (params_b, "the moved model")):
         check_shapes(params, spec.shapes, what)
         check_real(params, spec.matched, what)
@@ -52,4 +75,4 @@ def align(
             "a start for another spec", "a permutation of the spec given", "build it with Permutation(spec, ...)"
         )
     first = Permutation.identity(spec) if start is None else start
-    return (matcher or WeightMatching()).match(spec, dict(params_a), dict(params_b), first, progress)
+    return method.match(spec, dict(params_a), dict(params_b), first, progress)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from onebasin.errors import UsageError
-from onebasin.matching import Alignment, Matcher, StopReason, WeightMatching, align
+from onebasin.matching import Alignment, Matcher, StopReason, align
+from onebasin.matching.align import matcher_of
 from onebasin.merging.merge import Merge, provenance
 from onebasin.params import Params, check_finite, check_real, check_shapes, compute_dtype, map_tensors
 from onebasin.permutation import Permutation
@@ -56,7 +57,7 @@ def merge_many(
         `stop` says so. A network with batch norm needs `recompute_batchnorm` before use.
 
     Raises:
-        UsageError: fewer than two models, no rounds, or weights that do not fit.
+        UsageError: fewer than two models, no rounds, no matcher, or weights that do not fit.
         ParamsError: params that do not fit the spec, or are not finite.
 
     Source: ainsworth2023, appendix A.10, Alg. 3.
@@ -115,7 +116,7 @@ class Rounds:
             check_shapes(params, spec.shapes, f"params of model {number}")
             check_real(params, spec.matched, f"params of model {number}")
             check_finite(params, f"params of model {number}")
-        return cls(spec, models, _shares(len(models), weights), weights, matcher or WeightMatching(), most)
+        return cls(spec, models, _shares(len(models), weights), weights, matcher_of(matcher), most)
 
     def merged(self, stop: StopReason, method: str, settings: Mapping[str, Any]) -> Merge:
         """Return the mean, all models in the order of the first."""

@@ -97,7 +97,7 @@ def merge(
         The merged params and how they came about. A network with batch norm needs `recompute_batchnorm` before use.
 
     Raises:
-        UsageError: fewer than two models, or weights that do not fit.
+        UsageError: fewer than two models, no matcher, or weights that do not fit.
         ParamsError: params that do not fit the spec, or are not finite.
 
     Source: ainsworth2023, section 3 (two models). Differs: more than two are each aligned to the first;

@@ -72,7 +72,7 @@ def merge_universe(
         says so. A network with batch norm needs `recompute_batchnorm` before use.
 
     Raises:
-        UsageError: fewer than two models, no steps, no rounds, or weights that do not fit.
+        UsageError: fewer than two models, no steps, no rounds, no matcher, or weights that do not fit.
         ParamsError: params that do not fit the spec, or are not finite.
 
     Source: crisostomi2024, section 3 (n models).

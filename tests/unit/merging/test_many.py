@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,7 @@ from cases import case
 from helpers import assert_same, clone
 from many_models import check_spread_and_mean, copies, mean_squared_distance, strangers
 
+import onebasin
 from onebasin.activations import Activations
 from onebasin.errors import ParamsError, UsageError
 from onebasin.interpolate import mean
@@ -165,3 +167,25 @@ def test_what_does_not_fit_is_refused() -> None:
             merge_many(spec, models, weights=weights)
     with pytest.raises(ParamsError, match="model 2"):
         merge_many(spec, [models[0], {**models[1], "0.bias": models[1]["0.bias"] / 0}])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("best", "pass ob.Best(model, batches)"),
+        ("weigth", "'weigth' as matcher"),
+        ("", "pass one of these objects"),
+        (WeightMatching, "the class WeightMatching"),
+        (7, "7 as matcher"),
+    ],
+)
+def test_what_is_no_matcher_is_refused_before_any_work(given: object, words: str) -> None:
+    spec, models, _ = copies("wide", 2)
+    for run in (merge, merge_many, merge_universe):
+        with pytest.raises(UsageError, match=re.escape(words)):
+            run(spec, models, given)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=re.escape(words)) as caught:
+        align(spec, *models, given)  # type: ignore[arg-type]
+    for name in re.findall(r"ob\.(\w+)", caught.value.expected):
+        assert hasattr(onebasin, name)
+    align(spec, *models, None)
