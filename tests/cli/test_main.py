@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -102,3 +103,15 @@ def test_progress_draws_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(shown.file, io.StringIO)
     assert "naive path" in shown.file.getvalue()
     assert "7/7" in shown.file.getvalue()
+
+
+@pytest.mark.parametrize("verb", ["align", "merge", "barrier", "analyze"])
+def test_help_speaks_of_flags_not_of_code(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([verb, "--help"])
+    _, _, text = capsys.readouterr().out.partition("Weight matching")
+    assert "--solver" in text
+    for word in ("code", "Python", "SOLVER", "FEATURES", "CoordinateDescent", "FrankWolfe", "Covariance"):
+        assert word not in text
+    options = re.findall(r"│ --\S+ +\S+ +(\S)", text)
+    assert len(options) == 5
+    assert all(letter.isupper() or letter == '"' for letter in options)

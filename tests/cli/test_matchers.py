@@ -155,3 +155,21 @@ def test_the_way_between_repaired_networks(run: Run, folder: Path) -> None:
     inputs, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
     loss = functional.cross_entropy(with_params(model, expected)(inputs), labels).item()
     assert mended["naive"]["metrics"]["loss"][1] == pytest.approx(loss, rel=1e-5)
+
+
+def test_what_changes_nothing_is_told(run: Run, folder: Path) -> None:
+    def stderr(line: str) -> str:
+        return good(run(line)).stderr
+
+    words, loss = "changed nothing", "--eval net.py:loss --points 3"
+    given = "--recompute-batchnorm --data net.py:batches"
+    assert words in stderr(f"merge a.pt b.safetensors {MODEL} {given} --out new.pt")
+    assert words in stderr(f"barrier a.pt b.safetensors {MODEL} {given} {loss}")
+    assert words in stderr(f"analyze a.pt b.safetensors {MODEL} --batchnorm-data net.py:batches {loss} --grid 3")
+    assert words not in stderr(f"merge ca.pt cb.pt {CONVNET} --recompute-batchnorm --data net.py:images --out other.pt")
+    good(run(f"align a.pt b.safetensors {MODEL} --out moved.pt"))
+    line = f"barrier a.pt b.safetensors {MODEL} {loss} --permutation moved.permutation.json"
+    assert words not in stderr(line)
+    for flag in ("--matcher frank-wolfe", "--max-sweeps 3", "--features unit"):
+        ran = run(f"{line} {flag}")
+        assert (ran.status, "--permutation beside" in ran.stderr) == (2, True)

@@ -156,8 +156,9 @@ def analyze(
         together = Together() if line is None else measure_together(line, matched, data.grid, progress)
         if derivatives is not None:
             together = replace(together, inputs=derivatives.inputs(reference, progress))
-    if line is not None and line.batches is None and has_batchnorm(spec):
-        note("batch-norm statistics were interpolated; give --batchnorm-data to recompute them at every point")
+    if line is not None and (line.batches is None) == has_batchnorm(spec):
+        done = "were interpolated; give --batchnorm-data to recompute them at every point"
+        note(f"batch-norm statistics {done if line.batches is None else 'are none; --batchnorm-data changed nothing'}")
     results = {"models": dict(zip(matched, map(str, models), strict=True))}
     entry = run.record(
         results | {name: pair.to_json(vectors.gamma) for name, pair in pairs.items()} | together.to_json()

@@ -27,6 +27,7 @@ from onebasin.cli.options import (
 )
 from onebasin.cli.run import RECORD, Run, finished, wrote
 from onebasin.cli.terminal import Outcome, progress_bars
+from onebasin.errors import UsageError
 from onebasin.matching import align
 from onebasin.report.record import dumps
 from onebasin.report.tables import alignment_table, barrier_legend, barrier_table
@@ -70,6 +71,10 @@ def barrier(
     if output.out is not None:
         check_target(output.out, force=output.force)
     choice.check(mending.used())
+    if permutation is not None and (choice.matcher != CHOICE.matcher or matching != MATCHING):
+        got = "--permutation beside --matcher, or a setting of one"
+        do = "leave out --permutation to match anew, or else what is about matching"
+        raise UsageError(got, "one or the other", do)
     tools, model = mending.tools(choice.data), architecture.build()
     measure = evaluation(evaluate)
     spec = architecture.permutation_spec(model)

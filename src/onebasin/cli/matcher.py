@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from onebasin.activations import Activations
 from onebasin.best import Best
-from onebasin.cli.options import Architecture, on_device_of
+from onebasin.cli.options import Architecture, Matching, on_device_of
 from onebasin.cli.resolve import guarded, load_batches, load_callable
 from onebasin.errors import UsageError
 from onebasin.functional import Predict, labels_of, logits_of
@@ -114,6 +114,17 @@ class Choice:
         if self.rate is not None and not 0 < self.rate < math.inf:
             raise UsageError(f"--rate {self.rate}", "a positive number", "leave it out for the published one")
 
+    def _check_weight_use(self, matching: Matching) -> None:
+        """Raise `UsageError` if a setting of weight matching was given that goes into nothing."""
+        projecting = self.matcher == "straight-through"
+        any_solver = projecting or (self.matcher in BY_WEIGHTS and not self.follows_a_loss)
+        for name in ("solver", "features", "max_sweeps", "faq_steps"):
+            used = (projecting or self.matcher == "weight") if name == "solver" else any_solver
+            if getattr(matching, name) != getattr(Matching, name) and not used:
+                names = "weight or straight-through" if name == "solver" else "weight, frank-wolfe or straight-through"
+                got = f"--{name.replace('_', '-')} with --matcher {self.matcher}{' and --data' * self.follows_a_loss}"
+                raise UsageError(got, f"it with --matcher {names}", "choose one of these, or leave it out")
+
     def module(
         self, architecture: Architecture, *, needed: bool = False, used: Collection[str] = ()
     ) -> nn.Module | None:
@@ -125,13 +136,14 @@ class Choice:
         self.check(used)
         return architecture.build() if needed or self.follows_a_loss or self.matcher not in BY_WEIGHTS else None
 
-    def build(self, weight: WeightMatching, architecture: Architecture, model: nn.Module | None) -> Matcher:
+    def build(self, matching: Matching, architecture: Architecture, model: nn.Module | None) -> Matcher:
         """Return the matcher; `model` is not used by those that match weights alone.
 
         Raises:
             UsageError: the inputs cannot be had, or a setting is out of range.
         """
-        _check_weight(weight)
+        weight = matching.matcher()
+        self._check_weight_use(matching)
         if model is None or (self.matcher in BY_WEIGHTS and not self.follows_a_loss):
             return weight if self.matcher == "weight" else replace(weight, solver=self.matcher)  # type: ignore[arg-type]
         batches, what = self._inputs(architecture, model)
@@ -168,16 +180,6 @@ class Choice:
             return found
 
         return loss
-
-
-def _check_weight(weight: WeightMatching) -> None:
-    for flag, value in (
-        ("--seed", weight.seed),
-        ("--max-sweeps", weight.max_sweeps),
-        ("--faq-steps", weight.faq_steps),
-    ):
-        if not 0 <= value < 1 << 63:
-            raise UsageError(f"{flag} {value}", "none or more, below 2^63", "choose one of these, or leave it out")
 
 
 @dataclass(frozen=True)

@@ -103,9 +103,11 @@ class Tools:
         return between if self.repair else lerp
 
     def remark(self, spec: PermutationSpec, done: str) -> None:
-        """Say what was not done, if it matters: `done` to the statistics of batch norm instead."""
+        """Say what was not done, if it matters or was asked for: `done` to the statistics of batch norm instead."""
         if self.batches is None and has_batchnorm(spec):
             note(f"batch-norm statistics were {done}; give --batchnorm-data to recompute them")
+        if self.batches is not None and not self.repair and not has_batchnorm(spec):
+            note(f"{self.what} changed nothing: there is no batch norm whose statistics could be recomputed")
 
 
 def left_alone(left: Mapping[str, str]) -> None:

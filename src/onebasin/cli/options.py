@@ -18,6 +18,8 @@ from onebasin.cli.terminal import note
 from onebasin.cli.writing import check_targets
 from onebasin.errors import UsageError
 from onebasin.matching import WeightMatching
+from onebasin.matching.features import FeatureName
+from onebasin.matching.solvers import SolverName
 from onebasin.params import Params, check_finite, check_real, check_shapes, map_tensors, params_of
 from onebasin.spec import STATISTICS, PermutationSpec
 from onebasin.symmetry.discover import permutation_spec
@@ -105,11 +107,42 @@ class Output:
             check_targets(self.target(), documents, force=self.force)
 
 
+@dataclass(frozen=True)
+class Matching:
+    """How weights are matched.
+
+    Args:
+        seed: Seed of whatever is random: the order in which groups of units are visited, starts, batches.
+        max_sweeps: Stop after so many rounds through all groups; 100 as published.
+        faq_steps: How long to look for a better order of a group that stands on two axes of one tensor, as in recurrent
+            layers; 0: not at all.
+        solver: "coordinate-descent": group by group, as published; "frank-wolfe": all groups at once, which brings
+            weights closer at some four times the cost; "sinkhorn": by soft orders.
+        features: What is compared: "raw": the weights themselves, as published; "unit": weights scaled so that every
+            tensor counts alike.
+    """
+
+    seed: int = WeightMatching.seed
+    max_sweeps: int = WeightMatching.max_sweeps
+    faq_steps: int = WeightMatching.faq_steps
+    solver: SolverName = "coordinate-descent"
+    features: FeatureName = "raw"
+
+    def matcher(self) -> WeightMatching:
+        """Return the matcher. Raises `UsageError` if a number is out of range."""
+        for name in ("seed", "max_sweeps", "faq_steps"):
+            value = getattr(self, name)
+            if not 0 <= value < 1 << 63:
+                got, do = f"--{name.replace('_', '-')} {value}", "choose one of these, or leave it out"
+                raise UsageError(got, "none or more, below 2^63", do)
+        return WeightMatching(self.seed, self.max_sweeps, self.faq_steps, self.solver, self.features)
+
+
 # As parameters of a verb: every field is a flag of its own.
 ArchitectureFlags = Annotated[Architecture, Parameter(name="*")]
 OutputFlags = Annotated[Output, Parameter(name="*")]
-MatchingFlags = Annotated[WeightMatching, Parameter(name="*", group="Weight matching")]
-ARCHITECTURE, OUTPUT, MATCHING = Architecture(), Output(), WeightMatching()
+MatchingFlags = Annotated[Matching, Parameter(name="*", group="Weight matching")]
+ARCHITECTURE, OUTPUT, MATCHING = Architecture(), Output(), Matching()
 
 
 def read_for(spec: PermutationSpec, path: Path) -> Checkpoint:
