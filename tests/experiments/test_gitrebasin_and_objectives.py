@@ -61,7 +61,8 @@ def test_repair(cifar: Path, tmp_path: Path) -> None:
     assert (out / "repair_cifar_resnet20.png").stat().st_size > 10_000
     residual, plain = (record["results"][name]["mean"] for name in names)
     recomputed, repaired = (residual[f"permuted, {way}"] for way in ("batch norm recomputed", "REPAIR"))
-    assert recomputed == repaired != residual["permuted"]
+    assert recomputed != residual["permuted"] != repaired != recomputed
+    assert record["results"]["cifar_resnet20_half"]["left_by_repair"] == 0
     assert plain["permuted, batch norm recomputed"] == plain["permuted"] != plain["permuted, REPAIR"]
 
 
