@@ -45,8 +45,8 @@ class Best:
     5. `Polish` lowers J further by swaps of units.
 
     On narrow networks with batch norm the last two do most, and take most of the time: some hundreds of passes over the
-    batches. On plain networks weight matching alone often wins. About 1000 inputs are enough, in batches of about 128;
-    more of them make the descent better. The history is minus J, from what the descent found on.
+    batches. On plain networks weight matching alone often wins. About 1000 inputs are meant, in batches of about 128.
+    The history is minus J, from what the descent found on.
 
     Args:
         model: the architecture, a classifier unless there is a `loss`, on the device of the reference.
