@@ -117,6 +117,26 @@ def test_data_that_are_no_batches_of_the_model(
     refused(f"align a.pt b.safetensors {MODEL} --matcher {matcher} --data given.py:given --out new", words)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "align --matcher activation --data",
+        "align --matcher straight-through --epochs 1 --data",
+        "align --matcher sinkhorn --epochs 1 --data",
+        "align --matcher best --data",
+        "merge --repair --data",
+        "barrier --repair --points 3 --eval net.py:loss --data",
+        "analyze --batches",
+    ],
+)
+def test_which_batch_does_not_fit(flags: str, refused: Refused, folder: Path) -> None:
+    two = "[(net.X, net.Y), (net.IMAGES, net.Y[:13])]"
+    (folder / "given.py").write_text(f"import net\n\ndef given():\n    return {two}\n")
+    verb, _, rest = flags.partition(" ")
+    words = f"at batch 2 of {flags.rpartition(' ')[2]} given.py:given, of shape (13, 2, 5, 5), (13,)"
+    refused(f"{verb} a.pt b.safetensors {MODEL} {rest} given.py:given --out new", words)
+
+
 def test_a_pickled_module(refused: Refused, folder: Path) -> None:
     torch.save(nn.Linear(3, 5), folder / "bad.pt")
     refused(f"align a.pt bad.pt {MODEL} --out new", "torch.nn.modules.linear.Linear", "model.state_dict()")

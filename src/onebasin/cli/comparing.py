@@ -119,13 +119,15 @@ class Derivatives:
     def taylor(self, reference: Params, moved: Params, progress: Progress) -> Taylor:
         """Estimate the barrier between two networks."""
         return guarded(
-            lambda: taylor_barrier(self.model, reference, moved, self.batches, self.loss, progress=progress), self.doing
+            lambda: taylor_barrier(self.model, reference, moved, self.batches, self.loss, progress=progress),
+            self.doing,
+            self.batches,
         )
 
     def inputs(self, reference: Params, progress: Progress) -> InputAlignment:
         """Lay the inputs of every layer along the singular vectors of its weight."""
         measure = LayerInputs(self.model, self.batches, patches=True, outputs=self.outputs)
-        statistics = guarded(lambda: measure(reference, progress), self.doing)
+        statistics = guarded(lambda: measure(reference, progress), self.doing, self.batches)
         return input_alignment(reference, statistics, progress=progress)
 
 

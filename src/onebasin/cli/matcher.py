@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -147,7 +147,7 @@ class Choice:
         if model is None or (self.matcher in BY_WEIGHTS and not self.follows_a_loss):
             return weight if self.matcher == "weight" else replace(weight, solver=self.matcher)  # type: ignore[arg-type]
         batches, what = self._inputs(architecture, model)
-        return OnModel(self._on(model, batches, weight, architecture), model, what)
+        return OnModel(self._on(model, batches, weight, architecture), model, what, batches)
 
     def _inputs(self, architecture: Architecture, model: nn.Module) -> tuple[Iterable[Any], str]:
         if self.data is not None:
@@ -189,6 +189,7 @@ class OnModel:
     matcher: Matcher
     model: nn.Module
     what: str
+    batches: Iterable[Any] = field(repr=False)
 
     def match(
         self,
@@ -200,7 +201,7 @@ class OnModel:
     ) -> Alignment:
         """Match as the matcher does."""
         a, b = (on_device_of(self.model, params) for params in (params_a, params_b))
-        return guarded(lambda: self.matcher.match(spec, a, b, start, progress), self.what)
+        return guarded(lambda: self.matcher.match(spec, a, b, start, progress), self.what, self.batches)
 
 
 ChoiceFlags = Annotated[Choice, Parameter(name="*", group="Matcher")]

@@ -45,7 +45,7 @@ class Line:
                 progress=told,
             )
 
-        return guarded(measure, f"the {label} path")
+        return guarded(measure, f"the {label} path", self.batches)
 
 
 def evaluation(name: str) -> Evaluation:

@@ -83,8 +83,8 @@ class Tools:
             return dict(merged), {}
         params = on_device_of(model, dict(merged))
         if not self.repair:
-            return guarded(lambda: recompute_batchnorm(model, params, batches, progress), self.what), {}
-        return guarded(lambda: repair(model, spec, params, ends, batches, weights, progress), self.what)
+            return guarded(lambda: recompute_batchnorm(model, params, batches, progress), self.what, batches), {}
+        return guarded(lambda: repair(model, spec, params, ends, batches, weights, progress), self.what, batches)
 
     def path(self, model: nn.Module, spec: PermutationSpec, left: dict[str, str]) -> Interpolation:
         """Return how networks on a straight path are made: repaired between the ends, if that is wanted.

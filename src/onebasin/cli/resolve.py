@@ -9,16 +9,19 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from onebasin.errors import OneBasinError, UsageError, listing
 
 T = TypeVar("T")
 SHAPE = re.compile(r"(?:(?P<name>\w+)=)?(?P<sizes>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
+BATCH_NAMED = re.compile(r"batch \d")  # a message that says which batch it was
 NAME_FORM = "package.module:name or path/to/file.py:name"
 SHAPE_FORM = "a shape such as 2x3x32x32, 2x16:int64 or input_ids=2x16:int64, or a callable as " + NAME_FORM
 
@@ -107,6 +110,30 @@ def load_callable(name: str, what: str, takes: Sequence[str]) -> Callable[..., A
     return found
 
 
+@dataclass(eq=False)
+class Batches:
+    """Batches that know which of them was given out last, for messages; empty once all were.
+
+    Args:
+        given: the batches.
+        what: what gave them.
+    """
+
+    given: Any
+    what: str
+    last: str = ""
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(self.given, 1):
+            shapes = [tuple(leaf.shape) for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
+            self.last = f"batch {number} of {self.what}, of shape {listing(map(str, shapes))}"
+            yield batch
+        self.last = ""
+
+
 def load_batches(name: str, what: str) -> Iterable[Any]:
     """Return the batches that the callable (or iterable) called `name` gives, readable many times.
 
@@ -122,21 +149,33 @@ def load_batches(name: str, what: str) -> Iterable[Any]:
     if isinstance(batches, Sized) and not len(batches):
         raise UsageError(f"{what} {name} gives no batches", "at least one batch of inputs", "check what it returns")
     # A generator is empty after one pass; a loader may be too large to keep.
-    return guarded(lambda: list(batches), f"{what} {name}") if isinstance(batches, Iterator) else batches
+    found = guarded(lambda: list(batches), f"{what} {name}") if isinstance(batches, Iterator) else batches
+    return Batches(found, f"{what} {name}") if isinstance(found, Sized) else found
 
 
-def guarded(function: Callable[[], T], doing: str) -> T:
-    """Call the user's code; what it raises becomes a `UsageError` that says where, since no traceback is shown."""
+def guarded(function: Callable[[], T], doing: str, batches: Iterable[Any] | None = None) -> T:
+    """Call the user's code; what it raises becomes a `UsageError` that says where, since no traceback is shown.
+
+    With `batches`, those that are being read, any error says at which of them it came up.
+    """
     try:
         return function()
-    except OneBasinError:
-        raise
+    except OneBasinError as error:
+        last = "" if BATCH_NAMED.search(error.got) else _last(batches)
+        if not last:
+            raise
+        raise type(error)(f"{error.got}{last}", error.expected, error.do) from error
     except Exception as error:
         raise UsageError(
-            f"{doing} raised {type(error).__name__}: {error}{_place(error)}",
+            f"{doing} raised {type(error).__name__}: {error}{_place(error)}{_last(batches)}",
             "code that runs",
             "correct it, or the name given on the command line",
         ) from error
+
+
+def _last(batches: Iterable[Any] | None) -> str:
+    """Return where in `batches` reading them has come to, if that is known."""
+    return f", at {batches.last}" if isinstance(batches, Batches) and batches.last else ""
 
 
 def _place(error: Exception) -> str:
