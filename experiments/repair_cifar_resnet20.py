@@ -8,8 +8,9 @@ lost (2 to 2.7 nats); with its statistics recomputed the loss is 0.99 nats at th
 
 DIR holds the folders of `collection.py`. Expected: recomputing removes most of what permuting leaves, on every pair,
 and more on the wider network. REPAIR gives each unit the mean and the deviation that its ends have on average. Where
-batch norm follows, its scale and shift are averages already, so that recomputed statistics do the same: `ob.repair`
-finds no layer of these networks to change beyond that. It has something to do where there is no norm: the VGG.
+batch norm follows, its scale and shift are averages already, so that recomputed statistics do most of the same, and
+REPAIR adds what the averages of scales of either sign, or statistics of other data, lack. It does most where there is
+no norm: the VGG.
 """
 
 import time

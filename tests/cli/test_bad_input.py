@@ -251,6 +251,17 @@ def test_an_evaluation_that_does_not_work(evaluate: str, words: tuple[str, ...],
     refused(f"barrier a.pt b.safetensors {MODEL} --eval {evaluate} --out new", *words)
 
 
+@pytest.mark.parametrize("points", ["0", "1", "-3"])
+def test_too_few_points_are_refused_before_matching(
+    points: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onebasin.cli.barrier.align", lambda *_, **__: pytest.fail("it was matched"))
+    monkeypatch.setattr("onebasin.cli.analyze.align", lambda *_, **__: pytest.fail("it was matched"))
+    for verb in ("barrier", "analyze"):
+        line = f"{verb} a.pt b.safetensors {MODEL} --eval net.py:loss --points={points} --out new"
+        refused(line, f"a path of {points} points", "at least the two ends")
+
+
 def test_batches_that_do_not_fit(refused: Refused) -> None:
     convnet = "--model net.py:convnet --inputs 3x2x5x5"
     refused(f"merge ca.pt cb.pt {convnet} --batchnorm-data net.py:inputs --out new", "gives a Tensor")

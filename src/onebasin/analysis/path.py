@@ -155,8 +155,13 @@ def _more_is_better(metric: str) -> bool:
     return metric.endswith("accuracy")
 
 
-def _check(points: int, batches: Iterable[Any] | None) -> None:
+def check_points(points: int) -> None:
+    """Raise `UsageError` if a path cannot have so few points."""
     if points < 2:
         raise UsageError(f"a path of {points} points", "at least the two ends", "use 25, as in the literature, or 3")
+
+
+def _check(points: int, batches: Iterable[Any] | None) -> None:
+    check_points(points)
     if batches is not None:
         check_repeatable(batches)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from onebasin.analysis import Curve, Evaluation, evaluate_path
+from onebasin.analysis.path import check_points
 from onebasin.cli.resolve import guarded, load_callable
 from onebasin.errors import UsageError
 from onebasin.functional import Predict
@@ -26,6 +27,9 @@ class Line:
     points: int
     batches: Iterable[Any] | None
     interpolate: Interpolation = lerp
+
+    def __post_init__(self) -> None:
+        check_points(self.points)  # before networks are matched, which may take long
 
     def curve(self, a: Params, b: Params, label: str, progress: Progress) -> Curve:
         """Measure the way from `a` to `b`; `label` is for the progress bar."""

@@ -19,6 +19,12 @@ MOST_ROWS = 40  # of groups one by one; beyond, like ones share a row
 COLUMNS, GAPS = 100, 8  # of a terminal, and what lies between and beside the columns of a table
 NAME = 36  # columns for the name of a group
 PLACE = re.compile(r" \(([^()]+ at [^()]+)\)")  # in a reason: "(conv2d at module conv1)"
+# Matcher -> what its objective is, where that is not how well weights or activations fit.
+MINUS = {
+    "StraightThrough": "minus the lowest loss half way between the two",
+    "SinkhornRebasin": "minus the lowest loss between the two",
+    "Best": "minus J, how far the network half way between the two is from what both say, or minus the loss given",
+}
 NO_REASON = "no reason recorded"
 
 
@@ -105,6 +111,9 @@ def alignment_table(alignments: Mapping[str, Alignment]) -> Table:
     """Return one row per alignment: objective before and after, sweeps, units moved, duality gap, seconds."""
     table = new_table("moved model", ">objective", ">aligned", ">sweeps", ">units moved", ">duality gap", ">seconds")
     table.columns[0].max_width = 34
+    names = {type(found.matcher).__name__ for found in alignments.values()}
+    table.caption = "; ".join(f"objective: {MINUS[name]}" for name in MINUS if name in names) or None
+    table.caption_justify = "left"
     for label, found in alignments.items():
         add(
             table,

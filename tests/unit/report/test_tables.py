@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from onebasin.analysis import Curve
+from onebasin.best import Best
 from onebasin.layout import NOT_UNDERSTOOD, Leaf, Product
-from onebasin.matching import WeightMatching, align
+from onebasin.matching import SinkhornRebasin, StraightThrough, WeightMatching, align
 from onebasin.permutation import Permutation
 from onebasin.report.tables import (
     alignment_table,
@@ -124,3 +125,11 @@ def test_alignments() -> None:
     text = drawn(alignment_table({"a very long path/" * 5 + "b.pt": found}))
     assert "60.0%" in text
     assert f"{found.objective[-1]:.6g}" in text
+    assert "minus" not in text
+    model = torch.nn.Linear(3, 2)
+    for matcher, words in (
+        (StraightThrough(model, [torch.ones(2, 3)]), "objective: minus the lowest loss half way"),
+        (SinkhornRebasin(model, [torch.ones(2, 3)]), "objective: minus the lowest loss between"),
+        (Best(model, [torch.ones(2, 3)]), "objective: minus J, how far"),
+    ):
+        assert words in drawn(alignment_table({"b.pt": replace(found, matcher=matcher), "c.pt": found}))
