@@ -25,20 +25,26 @@ class Row(NamedTuple):
         return f"{self.what:66s} {self.amount:9.4g} {self.unit:2s}   {self.ratio:9.4g} x {self.reference}"
 
 
+def medians(works: Sequence[Callable[[], object]], runs: int = RUNS) -> list[float]:
+    """Return the median CPU seconds of each over several runs, all in turn, after one that does not count."""
+    times: list[list[float]] = []
+    for _ in range(runs + 1):
+        times.append([])
+        for work in works:
+            start = time.process_time()
+            work()
+            times[-1].append(time.process_time() - start)
+    return [statistics.median(own) for own in zip(*times[1:], strict=True)]
+
+
 def median_seconds(work: Callable[[], object], runs: int = RUNS) -> float:
     """Return the median CPU seconds of `work` over several runs, after one that does not count."""
-    work()
-    times = []
-    for _ in range(runs):
-        start = time.process_time()
-        work()
-        times.append(time.process_time() - start)
-    return statistics.median(times)
+    return medians([work], runs)[0]
 
 
 def compared(what: str, work: Callable[[], object], reference: str, other: Callable[[], object]) -> Row:
-    """Time `work` and what it is measured by."""
-    seconds, base = median_seconds(work), median_seconds(other)
+    """Time `work` and what it is measured by, in turn: a machine that slows down meanwhile slows both."""
+    seconds, base = medians([work, other])
     return Row(what, seconds, reference, seconds / base)
 
 

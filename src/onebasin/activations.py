@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -75,9 +76,10 @@ class ActivationMoments:
         """Add what was read of both networks: the value of each tap, in turn."""
         self.batches += 1
         for a, b, axes in zip(values_a, values_b, taps.axes, strict=True):
-            for (group, rows_a), (_, rows_b) in zip(*(self._units(v, axes, taps) for v in (a, b)), strict=True):
-                stream = self.streams.setdefault(group, CrossMoments(rows_a.shape[1]))
-                stream.update(rows_a, rows_b)
+            for (group, units_a), (_, units_b) in zip(*(self._units(v, axes, taps) for v in (a, b)), strict=True):
+                if group not in self.streams:
+                    self.streams[group] = CrossMoments(units_a.shape[1])
+                self.streams[group].update(units_a, units_b)
 
     def merge(self, other: ActivationMoments) -> None:
         """Add everything that `other`, a stream of the same networks, has seen.
@@ -113,7 +115,7 @@ class ActivationMoments:
         return found
 
     def _units(self, value: Tensor, axes: Axes, taps: Taps) -> Iterator[tuple[str, Tensor]]:
-        """Yield the groups whose units stand in a value, with `Float[Tensor, "samples units"]`."""
+        """Yield the groups whose units stand in a value, with `Float[Tensor, "samples units positions"]`."""
         parents = self.spec.parents
         for view, leaves in layout.blocks(value, axes):
             groups = [taps.names.get(leaf.group or "") for leaf in leaves]
@@ -121,7 +123,7 @@ class ActivationMoments:
             for dim, group in enumerate(groups):
                 if group is not None and group not in above and set(parents.get(group, ())) <= set(groups):
                     units = [*(groups.index(parent) for parent in parents.get(group, ())), dim]
-                    yield group, _rows(view, groups, units)
+                    yield group, _features(view, groups, units)
 
 
 @dataclass(frozen=True)
@@ -215,10 +217,19 @@ def _common_names(found: PermutationSpec, spec: PermutationSpec) -> dict[str, st
     return names
 
 
-def _rows(view: Tensor, groups: Sequence[str | None], units: list[int]) -> Tensor:
-    """Return `Float[Tensor, "samples units"]`, averaged over the units of other groups."""
+def _features(view: Tensor, groups: Sequence[str | None], units: list[int]) -> Tensor:
+    """Return `Float[Tensor, "samples units positions"]`, averaged over the units of other groups.
+
+    Positions are the samples that stand behind the units: a map of a convolution is read as it lies in memory.
+    """
     samples = [dim for dim, group in enumerate(groups) if group is None]
     others = [dim for dim, group in enumerate(groups) if group is not None and dim not in units]
-    count = [max(1, torch.Size([view.shape[dim] for dim in dims]).numel()) for dims in (samples, units)]
-    rows = view.permute(*samples, *units, *others).reshape(*count, -1)
-    return rows[..., 0] if not others else rows.to(compute_dtype(rows)).mean(-1)
+    behind = [dim for dim in samples if dim > max(units)] if _adjacent(units) else []
+    parts = ([dim for dim in samples if dim not in behind], units, behind, others)
+    count = [math.prod(view.shape[dim] for dim in dims) for dims in parts]
+    found = view.permute(*(dim for dims in parts for dim in dims)).reshape(count)
+    return found[..., 0] if not others else found.to(compute_dtype(found)).mean(-1)
+
+
+def _adjacent(dims: list[int]) -> bool:
+    return dims == list(range(dims[0], dims[0] + len(dims)))

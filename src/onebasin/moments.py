@@ -8,6 +8,7 @@ least. Sums stay on the device of the first batch. (chan1983)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ from onebasin.params import compute_dtype
 
 # A deviation below this share of the mean is rounding: the feature is constant, and correlates with nothing.
 CONSTANT = 1e-10
+# A batch is taken in parts of so many elements: what is made of one stays in the cache of a core until it is used.
+PART = 1 << 18
+# So many products are added up in the dtype of the batches: each adds a rounding of it.
+RECENT = 8
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,12 @@ class CrossStatistics:
 
 
 class CrossMoments:
-    """Streaming cross-moments between two sets of features; its memory is one `a x b` matrix.
+    """Streaming cross-moments between two sets of features; its memory is one `a x b` matrix, and one in float32.
+
+    Deviations are those from a fixed point, the mean of the first samples, and are brought to the mean at the end: a
+    batch then costs its product and a pass over it. What rounding this adds is bounded by how few the first samples are
+    among all: the further the mean moves away from them, the larger is the variance, too. A few products are added up
+    in the dtype of the batches before they go into the sum in float64, which would take as long as a small product.
 
     Args:
         features_a: number of features in the first set.
@@ -131,36 +141,82 @@ class CrossMoments:
     """
 
     def __init__(self, features_a: int, features_b: int | None = None) -> None:
-        self.a = ChannelMoments(features_a)
-        self.b = ChannelMoments(features_a if features_b is None else features_b)
-        self.products = torch.zeros(self.a.mean.numel(), self.b.mean.numel(), dtype=torch.float64)
+        self.count = 0
+        # Of each set: the point, then the sums of deviations from it and of their squares.
+        sides = (features_a, features_a if features_b is None else features_b)
+        self._points = [torch.zeros(size, dtype=torch.float64) for size in sides]
+        self._sums = [torch.zeros(size, dtype=torch.float64) for size in sides]
+        self._squares = [torch.zeros(size, dtype=torch.float64) for size in sides]
+        self._about_points = torch.zeros(sides, dtype=torch.float64)
+        self._recent, self._recent_products = self._about_points, 0
+
+    @property
+    def a(self) -> ChannelMoments:
+        """The moments of the first set by itself."""
+        return self._side(0)
+
+    @property
+    def b(self) -> ChannelMoments:
+        """The moments of the second set by itself."""
+        return self._side(1)
+
+    @property
+    def products(self) -> Tensor:
+        """The sum of products of deviations from the means, `Float[Tensor, "a b"]`."""
+        self._settle()
+        return torch.addr(self._about_points, *self._sums, alpha=-1 / max(1, self.count))
 
     def update(self, batch_a: Tensor, batch_b: Tensor) -> None:
-        """Add `Float[Tensor, "samples a"]` and `Float[Tensor, "samples b"]`, row by row from the same sample.
+        """Add `Float[Tensor, "samples a *positions"]` and `Float[Tensor, "samples b *positions"]` of the same samples.
 
         Raises:
-            UsageError: another number of features, or batches that are not two matrices with the same number of rows.
+            UsageError: another number of features, or batches that differ in samples or positions.
         """
-        if batch_a.dim() != 2 or batch_b.dim() != 2 or len(batch_a) != len(batch_b):
+        for batch, sums in zip((batch_a, batch_b), self._sums, strict=True):
+            _check_axis(batch, sums.numel())
+        if len(batch_a) != len(batch_b) or batch_a.shape[2:] != batch_b.shape[2:]:
             raise UsageError(
                 f"batches of shape {tuple(batch_a.shape)} and {tuple(batch_b.shape)}",
-                "two matrices (samples, features) with one row per sample in both",
-                "run both networks on the same inputs, and flatten positions into samples",
+                "as many samples, and the same positions, in both",
+                "run both networks on the same inputs",
             )
-        _check_axis(batch_a, self.a.mean.numel())
-        _check_axis(batch_b, self.b.mean.numel())
-        if not len(batch_a):
+        count = math.prod((len(batch_a), *batch_a.shape[2:]))
+        if not count:
             return
-        if not self.a.count:
-            self.products = self.products.to(batch_a.device)
-        # Products of centred rows lose only their own rounding in the dtype they come in, and cost far less.
         dtype = torch.promote_types(compute_dtype(batch_a), compute_dtype(batch_b))
-        rows_a, mean_a = _centred_rows(batch_a.to(self.products.device), dtype)
-        rows_b, mean_b = _centred_rows(batch_b.to(self.products.device), dtype)
-        self._shift(len(batch_a), mean_a, mean_b)
-        self.products += rows_a.T @ rows_b
-        self.a._add(len(batch_a), mean_a, rows_a.square_().sum(0, dtype=torch.float64))
-        self.b._add(len(batch_b), mean_b, rows_b.square_().sum(0, dtype=torch.float64))
+        pairs = list(zip(*_parts(batch_a, batch_b), strict=True))
+        if not self.count:
+            self._begin([part.mean((0, 2), dtype=torch.float64).to(dtype) for part in pairs[0]])
+        self.count += count
+        dtype = torch.promote_types(dtype, self._points[0].dtype)
+        for pair in pairs:
+            self._add(pair, dtype)
+
+    def _begin(self, points: list[Tensor]) -> None:
+        device, self._points = points[0].device, [point.to(points[0].device) for point in points]
+        self._sums, self._squares = ([x.to(device) for x in kept] for kept in (self._sums, self._squares))
+        self._about_points = self._about_points.to(device)
+
+    def _add(self, pair: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+        """Add a part of a batch. Products of deviations lose only their own rounding in the dtype they come in."""
+        if self._recent is self._about_points or self._recent.dtype != dtype:
+            self._settle()
+            self._recent = torch.zeros_like(self._about_points, dtype=dtype)
+        a, b = (_deviations(part, point.to(dtype)) for part, point in zip(pair, self._points, strict=True))
+        self._recent.addmm_(a, b.T)
+        self._recent_products += 1
+        for rows, sums, squares in zip((a, b), self._sums, self._squares, strict=True):
+            sums += rows.sum(1)
+            squares += rows.square_().sum(1)
+        if self._recent_products == RECENT:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Add what is summed in the dtype of the batches to the sum in float64."""
+        if self._recent_products:
+            self._about_points += self._recent
+            self._recent.zero_()
+            self._recent_products = 0
 
     def merge(self, other: CrossMoments) -> None:
         """Add everything that `other` has seen.
@@ -168,19 +224,25 @@ class CrossMoments:
         Raises:
             UsageError: other numbers of features.
         """
-        _check_sizes(self.products.shape, other.products.shape)
-        if not self.a.count:
-            self.products = self.products.to(other.products.device)
-        self._shift(other.a.count, other.a.mean, other.b.mean)
-        self.products += other.products.to(self.products)
-        self.a.merge(other.a)
-        self.b.merge(other.b)
+        _check_sizes(self._about_points.shape, other._about_points.shape)
+        if not self.count:
+            self._begin(other._points)
+        self.count += other.count
+        apart: list[Tensor] = []  # how far the means of the other are from the points of this stream
+        for which, side in enumerate((other.a, other.b)):
+            apart.append(side.mean.to(self._about_points) - self._points[which])
+            self._sums[which] += side.count * apart[which]
+            self._squares[which] += side.squares.to(self._about_points) + side.count * apart[which].square()
+        self._about_points += other.products.to(self._about_points)
+        self._about_points.addr_(*apart, alpha=other.count)
 
-    def _shift(self, count: int, mean_a: Tensor, mean_b: Tensor) -> None:
-        """Add what the distance between the two means contributes; comes before the means are joined."""
-        if self.a.count and count:
-            apart_a, apart_b = mean_a.to(self.products) - self.a.mean, mean_b.to(self.products) - self.b.mean
-            self.products.addr_(apart_a, apart_b, alpha=self.a.count * count / (self.a.count + count))
+    def _side(self, which: int) -> ChannelMoments:
+        sums, squares = self._sums[which], self._squares[which]
+        found = ChannelMoments(sums.numel())
+        if self.count:
+            mean = self._points[which] + sums / self.count
+            found._add(self.count, mean, (squares - sums.square() / self.count).clamp_(min=0))
+        return found
 
     def finalize(self) -> CrossStatistics:
         """Return the statistics of all samples so far; the stream may go on.
@@ -189,7 +251,7 @@ class CrossMoments:
             UsageError: no samples.
         """
         a, b = self.a.finalize(), self.b.finalize()
-        return CrossStatistics(a, b, self.products / a.count)
+        return CrossStatistics(a, b, self.products / self.count)
 
 
 @dataclass(frozen=True)
@@ -276,11 +338,24 @@ def _centred(batch: Tensor) -> tuple[Tensor, Tensor]:
     return own.sub_(mean.reshape(-1, *[1] * (batch.dim() - 2))), mean
 
 
-def _centred_rows(batch: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return deviations from the mean in `dtype`, and the mean in float64."""
-    own = batch.detach().to(dtype)
-    mean = own.mean(0, dtype=torch.float64)
-    return own - mean.to(dtype), mean
+def _parts(*batches: Tensor) -> list[tuple[Tensor, ...]]:
+    """Cut each batch into `Float[Tensor, "samples features positions"]`, all at the same samples."""
+    flat = [batch.detach().flatten(2) if batch.dim() > 2 else batch.detach()[..., None] for batch in batches]
+    widest = max(batch[0].numel() for batch in flat)
+    features = max(batch.shape[1] for batch in flat)
+    most = max(PART if batches[0].device.type == "cpu" else 64 * PART, features**2)
+    return [batch.split(max(1, most // max(1, widest))) for batch in flat]
+
+
+def _deviations(part: Tensor, point: Tensor) -> Tensor:
+    """Return `Float[Tensor, "features samples*positions"]`: a new tensor, written once, in the dtype of `point`."""
+    part = part.to(point.device)
+    samples, features, positions = part.shape
+    if positions == 1:
+        return torch.sub(part[..., 0], point, out=point.new_empty(samples, features)).T
+    rows = point.new_empty(features, samples, positions)
+    torch.sub(part, point[:, None], out=rows.transpose(0, 1))
+    return rows.flatten(1)
 
 
 def _samples(batch: Tensor) -> list[int]:

@@ -119,6 +119,18 @@ def test_cross_products_of_lower_precision_lose_only_float32_rounding(dtype: tor
     torch.testing.assert_close(found.a.variance, exact.a.variance, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("part", [1, 50, 1 << 18])
+def test_positions_are_samples_however_a_batch_is_cut(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onebasin.moments.PART", part)
+    a, b = draw(31, 5, 3, 2), draw(31, 7, 3, 2, seed=1)
+    found = cross(a, b, 2, 11, 1, 17)
+    expected = cross(*(x.movedim(1, -1).reshape(-1, x.shape[1]) for x in (a, b)))
+    assert found.count == expected.count == 186
+    torch.testing.assert_close(found.products, expected.products, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.a.squares, expected.a.squares, rtol=1e-12, atol=0)
+    assert not torch.allclose(cross(a, b.flip(2)).products, expected.products, rtol=1e-3)
+
+
 def test_gradients_are_not_kept() -> None:
     batch = draw(5, 3).requires_grad_()
     moments = CrossMoments(3)
@@ -132,7 +144,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "vector": (lambda: ChannelMoments(3).update(draw(3)), r"\(3,\)"),
     "rows": (lambda: CrossMoments(3, 2).update(draw(5, 3), draw(7, 2)), r"\(7, 2\)"),
     "features": (lambda: CrossMoments(3, 2).update(draw(5, 2), draw(5, 2)), r"\(samples, 3\)"),
-    "maps": (lambda: CrossMoments(3).update(draw(5, 3, 2), draw(5, 3, 2)), "flatten"),
+    "maps": (lambda: CrossMoments(3).update(draw(5, 3, 2), draw(5, 3, 4)), "same positions"),
     "merge": (lambda: ChannelMoments(3).merge(ChannelMoments(2)), r"\(2,\)"),
     "cross merge": (lambda: CrossMoments(3, 2).merge(CrossMoments(2, 3)), r"\(2, 3\)"),
     "empty": (lambda: CrossMoments(3).finalize(), "no samples"),

@@ -33,12 +33,17 @@ def graph_function(exported: Exported, nodes: Iterable[fx.Node], dtype: torch.dt
         for inner in [m for m in module.modules() if isinstance(m, fx.GraphModule)]:
             _retype(inner.graph, dtype)
             inner.recompile()
+    writes = any(mutates(node) for m in module.modules() if isinstance(m, fx.GraphModule) for node in m.graph.nodes)
+    if not writes:
+        module.graph.eliminate_dead_code()
     module.recompile()
     slots = [node.name for node in module.graph.nodes if node.op == "placeholder"]
 
     def function(params: Mapping[str, Tensor], flat_inputs: Iterable[Any]) -> list[Tensor]:
         inputs = iter(flat_inputs)
         arguments = [_argument(exported, slot, params, inputs, dtype) for slot in slots]
+        if writes:  # perhaps into an input or a constant
+            arguments = [value.clone() if isinstance(value, Tensor) else value for value in arguments]
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype or before)
         try:
@@ -98,12 +103,11 @@ def _argument(
     if slot in exported.sources:
         return params[exported.sources[slot]]
     if slot in exported.constants:
-        value = exported.constants[slot].detach().clone()
+        value = exported.constants[slot].detach()
         if dtype is None or not (value.dtype in FLOATS or value.is_complex()):
             return value
         return value.to(COMPLEX[dtype] if value.is_complex() else dtype)
-    value = next(inputs)
-    return value.clone() if isinstance(value, Tensor) else value  # an in-place activation may write into it
+    return next(inputs)
 
 
 def _return_only(graph: fx.Graph, wanted: list[fx.Node]) -> None:
