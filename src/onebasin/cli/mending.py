@@ -15,7 +15,7 @@ from onebasin.cli.resolve import guarded, load_batches
 from onebasin.cli.terminal import note
 from onebasin.errors import UsageError
 from onebasin.interpolate import Interpolation, lerp
-from onebasin.merging.repair import repair
+from onebasin.merging.repair import Repairs, repair
 from onebasin.params import Params
 from onebasin.progress import Progress, silent
 from onebasin.spec import PermutationSpec
@@ -91,14 +91,19 @@ class Tools:
 
         What is left as it is will be noted in `left`.
         """
+        batches = self.batches
+        last: list[tuple[Mapping[str, Tensor], Repairs]] = []  # the end that was moved: its line has many points
 
         def between(a: Mapping[str, Tensor], b: Mapping[str, Tensor], lam: float) -> Params:
             plain = lerp(a, b, lam)
-            if not 0 < lam < 1:
+            if batches is None or not 0 < lam < 1:
                 return plain
-            mended, kept = self.mend(model, spec, plain, [a, b], [1 - lam, lam])
-            left.update(kept)
-            return mended
+            if not last or last[0][0] is not b:
+                last[:] = [(b, guarded(lambda: Repairs(model, spec, [a, b], batches), self.what, batches))]
+            repairs = last[0][1]
+            left.update(repairs.left)
+            params = on_device_of(model, plain)
+            return guarded(lambda: repairs.of(params, [1 - lam, lam]), self.what, batches)
 
         return between if self.repair else lerp
 

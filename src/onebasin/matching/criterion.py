@@ -21,6 +21,7 @@ from onebasin.functional import Predict, check_repeatable, eval_mode, inputs_of,
 from onebasin.interpolate import lerp
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
 from onebasin.matching.following import BatchLoss
+from onebasin.matching.objective import Feature, Objective
 from onebasin.params import Params, map_tensors
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
@@ -110,6 +111,13 @@ class Between:
     def middle(self, permutation: Permutation) -> Params:
         """Return the network half way to the moved model, in this order of its units."""
         return lerp(self.a, permutation.apply(self.b), 0.5)
+
+    def gains(self, gradient: Params, permutation: Permutation, groups: Iterable[str]) -> dict[str, Tensor]:
+        """Return the gain matrices of < gradient, pi(B) > for some groups, all others as in `permutation`."""
+        spec = permutation.spec
+        names = [name for name in spec.matched if name in gradient]
+        objective = Objective(spec, tuple(Feature(name, gradient[name], self.b[name]) for name in names))
+        return {group: objective.gain(permutation, group) for group in groups}
 
     def losses(self, middle: Params, enough: Callable[[list[float]], bool] | None = None) -> list[float]:
         """Return the loss of the network with the weights `middle` on every batch, or until there are `enough`."""

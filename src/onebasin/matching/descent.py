@@ -18,7 +18,7 @@ from onebasin.matching.coordinate_descent import CoordinateDescent
 from onebasin.matching.criterion import Between, Criterion
 from onebasin.matching.gains import order_of, rows_of
 from onebasin.matching.hybrid import Gains
-from onebasin.matching.objective import Feature, Objective
+from onebasin.matching.objective import Objective
 from onebasin.matching.terms import new
 from onebasin.matching.weight import WeightMatching
 from onebasin.params import Params
@@ -56,7 +56,7 @@ class Descent:
         gains: where the gains R come from; `ActivationMatching(..., statistic="correlation")` is meant.
         first: what the result is compared with; any matcher.
         steps: batches, in their order, again and again.
-        rate: learning rate, tuned on one pair of narrow ResNet20s, where five times as much did much worse.
+        rate: learning rate; the default was tuned on one pair of narrow ResNet20s.
 
     Differs: no paper has it. It is the straight-through estimator of ainsworth2023 with gains in the place of weights.
     """
@@ -85,23 +85,24 @@ class Descent:
         if found.stop is StopReason.INTERRUPTED:
             return found
         between = self.criterion.between(params_a, params_b)
-        history, best, stop, note = [-between.at(found.permutation)], found.permutation, StopReason.FINISHED, ""
+        history, best, stop = [-between.at(found.permutation)], found.permutation, StopReason.FINISHED
+        better = trouble = ""
         objective = self.gains.objective(spec, params_a, params_b, progress)
         run = _Run(between, objective.gains, found.permutation)
         try:
             for number, part in enumerate(itertools.islice(between.parts(), self.steps), 1):
                 if not run.step(part, self.rate * (1 + math.cos(math.pi * number / self.steps)) / 2):
-                    stop, note = StopReason.NOT_FINITE, f"{note} the gradient was not finite at descent step {number}"
+                    stop, trouble = StopReason.NOT_FINITE, f"the gradient was not finite at descent step {number}"
                     break
                 progress("descent", number, self.steps)
                 looks = number % max(self.steps // LOOKS, 1) == 0
                 value = -fmean(between.losses(between.middle(run.permutation))) if looks else -math.inf
                 if value > history[-1]:
-                    best, note = run.permutation, f"descent, step {number}, was better"
+                    best, better = run.permutation, f"descent, step {number}, was better"
                     history.append(value)
         except KeyboardInterrupt:
             stop = StopReason.INTERRUPTED
-        seconds, note = time.perf_counter() - began, "; ".join(filter(None, (found.note, note.strip())))
+        seconds, note = time.perf_counter() - began, "; ".join(filter(None, (found.note, better, trouble)))
         return Alignment(best, tuple(history), stop, found.certificate + run.certificate, self, seconds, note=note)
 
 
@@ -126,10 +127,8 @@ class _Run:
     def step(self, part: Between, rate: float) -> bool:
         """Follow the gradient of J on one batch; return False, and do nothing, if it is not finite."""
         (slopes,) = part.slopes(part.middle(self.permutation), 0, self._generator)
-        names = [name for name in self.spec.matched if name in slopes.own]
-        features = tuple(Feature(name, slopes.own[name], self.between.b[name]) for name in names)
-        objective = Objective(self.spec, features)
-        found = {name: objective.gain(self.permutation, name).to(self.gains[name]) for name in self.gains}
+        gains = self.between.gains(slopes.own, self.permutation, self.gains)
+        found = {name: gain.to(self.gains[name]) for name, gain in gains.items()}
         squares = {name: gain.square().mean().item() for name, gain in found.items()}
         if not all(map(math.isfinite, squares.values())):
             return False

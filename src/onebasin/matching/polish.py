@@ -16,7 +16,6 @@ from onebasin.errors import UsageError
 from onebasin.interpolate import lerp
 from onebasin.matching.alignment import Alignment, Matcher, StopReason
 from onebasin.matching.criterion import Between, Criterion
-from onebasin.matching.objective import Feature, Objective
 from onebasin.matching.weight import WeightMatching
 from onebasin.params import Params
 from onebasin.permutation import Permutation
@@ -60,7 +59,7 @@ class Polish:
     Args:
         criterion: what is lowered. With a loss of one's own, swaps are ranked by their slopes alone.
         first: finds the alignment to begin with; any matcher.
-        rounds: at most so many; in one run on a narrow ResNet20 the last of twelve gave next to nothing.
+        rounds: at most so many.
         seed: of the draws.
 
     Differs: no paper has it. The estimate of H is that of natural-gradient methods.
@@ -149,10 +148,15 @@ class _Run:
         self.spec: PermutationSpec = permutation.spec
         self.middle = between.middle(permutation)
         self.losses = between.losses(self.middle)
-        self.value = between.checked(self.losses)
+        between.checked(self.losses)
         self.kept, self.trials, self.trouble = 0, 0, ""
         self._failed: set[tuple[object, ...]] = set()
         self._generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def value(self) -> float:
+        """J of the present order."""
+        return fmean(self.losses)
 
     def proposals(self, count: int) -> Iterator[list[Swap]]:
         """Yield swaps that have not failed, best first: up to `count` that should lower J and share no unit, or one."""
@@ -197,11 +201,9 @@ class _Run:
 
     def changes(self, gradient: Params) -> dict[str, Tensor]:
         """Return the inner products of a gradient with what every swap does to the midpoint, group by group."""
-        names = [name for name in self.spec.matched if name in gradient]
-        features = tuple(Feature(name, gradient[name], self.between.b[name]) for name in names)
-        objective, indices = Objective(self.spec, features), self.permutation.indices
-        gains = {group: objective.gain(self.permutation, group).cpu().double() for group in self.spec.sizes}
-        return {group: _changes(gain, indices[group]) for group, gain in gains.items()}
+        gains = self.between.gains(gradient, self.permutation, self.spec.sizes)
+        indices = self.permutation.indices
+        return {group: _changes(gain.cpu().double(), indices[group]) for group, gain in gains.items()}
 
     def attempt(self, swaps: Sequence[Swap]) -> None:
         """Swap if that lowers J; else try each half by itself."""
@@ -213,7 +215,7 @@ class _Run:
             self.trouble = f"J was not finite on batch {len(losses)}"
         elif len(losses) == len(self.losses) and fmean(losses) < self.value - LEAST:
             self.permutation, self.middle, self.losses = permutation, middle, losses
-            self.value, self.kept = fmean(losses), self.kept + len(swaps)
+            self.kept += len(swaps)
         elif len(swaps) > 1:
             half = (len(swaps) + 1) // 2
             for part in (swaps[:half], swaps[half:]):

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from onebasin.errors import UsageError
+from onebasin.interpolate import shares_of
 from onebasin.matching import Alignment, Matcher, StopReason, align
 from onebasin.matching.align import matcher_of
-from onebasin.merging.merge import Merge, provenance
+from onebasin.merging.merge import Merge, check_count, provenance
 from onebasin.params import Params, check_finite, check_real, check_shapes, compute_dtype, map_tensors
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
@@ -108,8 +109,7 @@ class Rounds:
         most: int,
     ) -> Self:
         """Begin with all models as they are, once they have been checked."""
-        if len(models) < 2:
-            raise UsageError(f"{len(models)} models to merge", "two or more", "pass [params_a, params_b, ...]")
+        check_count(models)
         if most < 1:
             raise UsageError(f"max_rounds={most}", "at least one round", "use `merge` to align all to the first")
         for number, params in enumerate(models, 1):
@@ -218,12 +218,11 @@ def _norm(one: Tensor, minus: Tensor | None) -> float:
 
 
 def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
-    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
-    fit = len(given) == count and all(math.isfinite(weight) and weight >= 0 for weight in given)
-    if not fit or sum(weight > 0 for weight in given) < 2:
+    shares = shares_of(count, weights)
+    if min(shares) < 0 or sum(share > 0 for share in shares) < 2:
         raise UsageError(
             f"{count} models and the weights {weights}",
             "one finite weight per model, none negative, at least two positive",
             "pass one weight per model, or none for the plain mean",
         )
-    return [weight / sum(given) for weight in given]
+    return shares

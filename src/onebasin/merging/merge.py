@@ -103,8 +103,7 @@ def merge(
     Source: ainsworth2023, section 3 (two models). Differs: more than two are each aligned to the first;
     `merge_many` treats all alike.
     """
-    if len(models) < 2:
-        raise UsageError(f"{len(models)} models to merge", "two or more", "pass [params_a, params_b, ...]")
+    check_count(models)
     shares_of(len(models), weights)  # weights that do not fit are told before any work is done
     alignments = _to_first(spec, models, matcher, progress)
     left = [Permutation.identity(spec)] * (len(models) - 1 - len(alignments))
@@ -117,6 +116,12 @@ def merge(
     moved = [Moved(permutation, model) for permutation, model in zip(permutations[1:], models[1:], strict=True)]
     aligned = tuple(range(1, len(alignments) + 1))
     return Merge(combine([models[0], *moved], weights), permutations, tuple(alignments), aligned, made, stop)
+
+
+def check_count(models: Sequence[object]) -> None:
+    """Raise `UsageError` if there are fewer than two models."""
+    if len(models) < 2:
+        raise UsageError(f"{len(models)} models to merge", "two or more", "pass [params_a, params_b, ...]")
 
 
 @dataclass(frozen=True)

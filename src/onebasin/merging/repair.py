@@ -73,23 +73,58 @@ def repair(
     Differs: no batch norm is inserted and fused; biases are needed, and layers without are left alone; norms that are
         there get their scale and shift repaired, where the paper only recomputes the statistics of batch norm.
     """
-    check_shapes(params_of(model), spec.shapes, "the weights of the model")
-    check_repeatable(batches)
     check_weights(len(ends), weights)
-    left = _left(model, spec)
-    layers = {n: layer for n, layer in model.named_modules() if n not in left and _puts_out(n, layer, spec)}
-    told = _counted(progress, (len(ends) + 1) * len(batches) if isinstance(batches, Sized) else 0)
-    found = [_measured(model, params, layers, batches, told) for params in ends]
-    left |= {name: "is not called exactly once per batch" for name in layers if any(name not in one for one in found)}
-    layers = {name: layer for name, layer in layers.items() if name not in left}
-    for name in _carried(model, merged, left, layers, batches):
-        del left[name]
-    goals = {name: mean([one[name] for one in found], weights) for name in layers}
-    own = _measured(model, merged, layers, batches, told, goals)
-    result = dict(merged)
-    for name in layers:
-        _fold(result, name, own[name], goals[name])
-    return recompute_batchnorm(model, result, batches, progress), left
+    repairs = Repairs(model, spec, ends, batches, progress)
+    return repairs.of(merged, weights, progress), repairs.left
+
+
+class Repairs:
+    """Repairs of any networks between the same ends, whose statistics are measured once; see `repair`.
+
+    Args:
+        model: the architecture.
+        spec: its symmetries.
+        ends: the networks that were merged.
+        batches: inputs.
+        progress: called after each batch, with all that one repair reads as the total.
+
+    Attributes:
+        left: layer -> reason for each layer with units of the spec that is left as it is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: PermutationSpec,
+        ends: Sequence[Mapping[str, Tensor]],
+        batches: Iterable[Any],
+        progress: Progress = silent,
+    ) -> None:
+        check_shapes(params_of(model), spec.shapes, "the weights of the model")
+        check_repeatable(batches)
+        self.model, self.batches, self.left = model, batches, _left(model, spec)
+        layers = {n: one for n, one in model.named_modules() if n not in self.left and _puts_out(n, one, spec)}
+        self.size = len(batches) if isinstance(batches, Sized) else 0
+        told = _counted(progress, 0, (len(ends) + 1) * self.size)
+        self.found = [_measured(model, params, layers, batches, told) for params in ends]
+        lost = [name for name in layers if any(name not in one for one in self.found)]
+        self.left |= dict.fromkeys(lost, "is not called exactly once per batch")
+        self.layers = {name: layer for name, layer in layers.items() if name not in lost}
+        for name in _carried(model, ends[0], self.left, self.layers, batches):
+            del self.left[name]
+
+    def of(
+        self, merged: Mapping[str, Tensor], weights: Sequence[float] | None = None, progress: Progress = silent
+    ) -> Params:
+        """Return `merged`, the mean of the ends by `weights`, repaired."""
+        goals = {name: mean([one[name] for one in self.found], weights) for name in self.layers}
+        ends = len(self.found)
+        told = _counted(progress, ends * self.size, (ends + 1) * self.size)
+        own = _measured(self.model, merged, self.layers, self.batches, told, goals)
+        result = dict(merged)
+        for name in self.layers:
+            _fold(result, name, own[name], goals[name])
+        return recompute_batchnorm(self.model, result, self.batches, progress)
 
 
 def check_weights(count: int, weights: Sequence[float] | None) -> None:
@@ -102,9 +137,9 @@ def check_weights(count: int, weights: Sequence[float] | None) -> None:
         )
 
 
-def _counted(progress: Progress, total: int) -> Callable[[], None]:
-    """Return what is called after each batch of every network."""
-    numbers = count(1)
+def _counted(progress: Progress, before: int, total: int) -> Callable[[], None]:
+    """Return what is called after each batch of every network, when so many have been read before."""
+    numbers = count(before + 1)
     return lambda: progress("repair", next(numbers), total)
 
 

@@ -47,7 +47,7 @@ def merge_universe(
     towards the best assignments of the gradient at the soft orders of all the others, as far as the objective rises.
     The heaviest model begins in its own order, the others at the mean of all orders. Then each order is rounded to the
     nearest permutation, and the rounds of `merge_many` end it. On independent networks this comes closer than
-    `merge_many` alone, at about the same cost.
+    `merge_many` alone, at about twice the cost.
 
     The permutation from one model to another goes through the universe, so around every cycle of models they compose to
     the identity. At the end the universe is turned so that the first model's permutation is the identity.

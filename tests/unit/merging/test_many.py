@@ -129,17 +129,19 @@ def test_a_matcher_that_does_not_know_the_weights_cannot_raise_the_distance() ->
     assert list(found.spread) == sorted(found.spread, reverse=True)
 
 
-def test_half_precision_comes_back_in_its_own_dtype() -> None:
+@pytest.mark.parametrize("merged", [merge_many, merge_universe])
+def test_half_precision_comes_back_in_its_own_dtype(merged: Callable[..., Merge]) -> None:
     spec, models, _ = copies("wide", 3)
     halves = [{key: tensor.to(torch.bfloat16) for key, tensor in model.items()} for model in models]
-    found = merge_many(spec, halves)
+    found = merged(spec, halves)
     for key, tensor in halves[0].items():
         torch.testing.assert_close(found.params[key], tensor, rtol=0, atol=0)
 
 
-def test_tied_tensors_stay_tied() -> None:
+@pytest.mark.parametrize("merged", [merge_many, merge_universe])
+def test_tied_tensors_stay_tied(merged: Callable[..., Merge]) -> None:
     spec, models = strangers("tied_embedding", 3)
-    found = merge_many(spec, models)
+    found = merged(spec, models)
     assert spec.ties
     for names in spec.ties:
         assert len({found.params[name].data_ptr() for name in names}) == 1

@@ -156,17 +156,6 @@ def test_an_interrupt_keeps_the_best_so_far(task: str, at: int) -> None:
     assert str(found)
 
 
-def test_half_precision_and_ties() -> None:
-    spec, models, _ = copies("wide", 3)
-    halves = [{key: tensor.to(torch.bfloat16) for key, tensor in model.items()} for model in models]
-    found = merge_universe(spec, halves)
-    for key, tensor in halves[0].items():
-        torch.testing.assert_close(found.params[key], tensor, rtol=0, atol=0)
-    spec, models = strangers("tied_embedding", 3)
-    tied = merge_universe(spec, models).params
-    assert all(len({tied[name].data_ptr() for name in names}) == 1 for names in spec.ties)
-
-
 def test_provenance_and_what_is_refused() -> None:
     spec, models = strangers("mlp1", 3)
     found = merge_universe(spec, models, weights=[1, 2, 3], seed=5, steps=7)
