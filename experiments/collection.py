@@ -52,6 +52,7 @@ NETS = {
     "mnist_mlp_nobias": Net(partial(mlp, widths=(400, 200, 100), bias=False), MNIST, Recipe(1e-3, epochs=20)),
     "cifar_resnet20_half": Net(partial(resnet20, 1 / 2), CIFAR, _sgd(8)),
     "cifar_resnet20_half_short": Net(partial(resnet20, 1 / 2), CIFAR, _sgd(2)),
+    "fashion_resnet20_half": Net(partial(resnet20, 1 / 2, "batch", 1), FASHION, _sgd(6, augment=False)),
     "cifar_vgg11_quarter": Net(partial(vgg, 11, 1 / 4), CIFAR, _sgd(6, 0.1)),
     "fashion_densenet": Net(partial(densenet, 8, 4, 1), FASHION, _sgd(4, augment=False)),
     "fashion_mobilenet": Net(partial(mobilenet_v2, 1 / 4, 1), FASHION, _sgd(3, augment=False, bf16=False)),
@@ -63,6 +64,7 @@ NETS = {
 TITLES = {
     "cifar_resnet20_half": "ResNet20, width 1/2",
     "cifar_resnet20_half_short": "ResNet20, width 1/2, 2 epochs",
+    "fashion_resnet20_half": "ResNet20, width 1/2, Fashion",
     "cifar_resnet20": "ResNet20, width 1",
     "cifar_vgg11_quarter": "VGG11, batch norm, width 1/4",
     "fashion_densenet": "DenseNet",
