@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from onebasin.reading import Readers
 from onebasin.spec import PermutationSpec
 from onebasin.symmetry.discover import lay_out
 from onebasin.symmetry.export import Exported, Outputs
-from onebasin.symmetry.graph import driven, graph_function
+from onebasin.symmetry.graph import driven, pair_function
 
 
 class ActivationMoments:
@@ -33,7 +34,7 @@ class ActivationMoments:
     pixels. For a nested group the features are the units under every parent unit, `"*parents n"`, flattened. A value
     that holds other groups too is averaged over their units: an average does not depend on their order.
 
-    Memory: one n x n matrix per group, and the activations of one batch.
+    Memory: one n x n matrix per group, and what two forward passes need: no activations are kept.
 
     Args:
         model: the architecture; only its forward pass is used. It is traced once per shape of batch.
@@ -70,16 +71,16 @@ class ActivationMoments:
             UsageError: the model rejects the batch.
         """
         reader, flat = self._readers(batch)
-        self.take(reader.taps, *(reader.function(params, flat) for params in self.params))
-
-    def take(self, taps: Taps, values_a: Sequence[Tensor], values_b: Sequence[Tensor]) -> None:
-        """Add what was read of both networks: the value of each tap, in turn."""
+        reader.function(*self.params, flat, partial(self.take, reader.taps))
         self.batches += 1
-        for a, b, axes in zip(values_a, values_b, taps.axes, strict=True):
-            for (group, units_a), (_, units_b) in zip(*(self._units(v, axes, taps) for v in (a, b)), strict=True):
-                if group not in self.streams:
-                    self.streams[group] = CrossMoments(units_a.shape[1])
-                self.streams[group].update(units_a, units_b)
+
+    def take(self, taps: Taps, number: int, value_a: Tensor, value_b: Tensor) -> None:
+        """Add what one of the taps holds of both networks."""
+        units = (self._units(value, taps.axes[number], taps) for value in (value_a, value_b))
+        for (group, a), (_, b) in zip(*units, strict=True):
+            if group not in self.streams:
+                self.streams[group] = CrossMoments(a.shape[1])
+            self.streams[group].update(a, b)
 
     def merge(self, other: ActivationMoments) -> None:
         """Add everything that `other`, a stream of the same networks, has seen.
@@ -197,7 +198,7 @@ class _Reader:
 
     def __init__(self, taps: Taps) -> None:
         self.taps = taps
-        self.function = graph_function(taps.exported, taps.nodes)
+        self.function = pair_function(taps.exported, taps.nodes)
 
 
 def _fits(node: fx.Node, axes: Axes) -> bool:

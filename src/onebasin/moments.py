@@ -21,7 +21,9 @@ from onebasin.params import compute_dtype
 # A deviation below this share of the mean is rounding: the feature is constant, and correlates with nothing.
 CONSTANT = 1e-10
 # A batch is taken in parts of so many elements: what is made of one stays in the cache of a core until it is used.
-PART = 1 << 18
+PART = 1 << 17
+# Rows of a power of two would fall on the same places of the cache: they are so many elements longer.
+SPARE = 16
 # So many products are added up in the dtype of the batches: each adds a rounding of it.
 RECENT = 8
 
@@ -353,9 +355,9 @@ def _deviations(part: Tensor, point: Tensor) -> Tensor:
     samples, features, positions = part.shape
     if positions == 1:
         return torch.sub(part[..., 0], point, out=point.new_empty(samples, features)).T
-    rows = point.new_empty(features, samples, positions)
-    torch.sub(part, point[:, None], out=rows.transpose(0, 1))
-    return rows.flatten(1)
+    rows = point.new_empty(features, samples * positions + SPARE)[:, :-SPARE]
+    torch.sub(part, point[:, None], out=rows.unflatten(1, (samples, positions)).transpose(0, 1))
+    return rows
 
 
 def _samples(batch: Tensor) -> list[int]:

@@ -74,7 +74,9 @@ class PairMoments:
             values = reader.function(layers.params, flat)
             layers.take(reader.places, values[cut:])
             units.append(values[:cut])
-        self.units.take(reader.taps, *units)
+        for number, pair in enumerate(zip(*units, strict=True)):
+            self.units.take(reader.taps, number, *pair)
+        self.units.batches += 1
 
     def merge(self, other: PairMoments) -> None:
         """Add everything that `other`, a stream of the same networks, has seen."""

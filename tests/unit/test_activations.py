@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from functools import cache
 
@@ -11,7 +12,7 @@ from cases import Case, case, params, spec_of
 from helpers import randomise
 from torch import Tensor, nn
 
-from onebasin.activations import ActivationMoments, Activations
+from onebasin.activations import ActivationMoments, Activations, Taps
 from onebasin.batchnorm import recompute_batchnorm
 from onebasin.errors import ParamsError, SpecError, UsageError
 from onebasin.moments import CrossStatistics
@@ -185,6 +186,27 @@ def test_nothing_is_kept_but_one_matrix_per_group() -> None:
         moments.update(batch)
     kept = [x for stream in moments.streams.values() for x in (stream.products, stream.a.mean, stream.a.squares)]
     assert sum(x.numel() for x in kept) == (7 * 7 + 2 * 7) + (5 * 5 + 2 * 5)
+
+
+def deep_mlp() -> nn.Module:
+    layers = (layer for _ in range(5) for layer in (nn.Linear(3, 3), nn.Tanh()))
+    return nn.Sequential(*layers, nn.Linear(3, 3))
+
+
+def test_activations_live_no_longer_than_the_networks_need_them() -> None:
+    """Kept for the other network, all five would be alive at the end."""
+    seen: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    class Watched(ActivationMoments):
+        def take(self, taps: Taps, number: int, value_a: Tensor, value_b: Tensor) -> None:
+            seen.append(weakref.ref(value_a))
+            alive.append(sum(ref() is not None for ref in seen))
+            super().take(taps, number, value_a, value_b)
+
+    found = net(deep_mlp, 3)
+    Watched(*found[:4]).update(found[4][0])
+    assert alive == [1] * 5
 
 
 def test_a_spec_written_by_hand_names_the_groups() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.utils import _pytree
 from onebasin.symmetry.export import Exported
 
 GraphFunction = Callable[[Mapping[str, Tensor], Iterable[Any]], list[Tensor]]
+Take = Callable[[int, Tensor, Tensor], object]
+PairFunction = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Sequence[Any], Take], None]
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
@@ -25,25 +28,11 @@ def graph_function(exported: Exported, nodes: Iterable[fx.Node], dtype: torch.dt
     With `dtype` every floating type named in the graph becomes that one, so that a model which casts to float32 inside
     (as RMSNorm of Hugging Face models does) runs in float64 throughout.
     """
-    module = copy.deepcopy(exported.program.graph_module)
-    copies = dict(zip(exported.graph.nodes, module.graph.nodes, strict=True))
-    wanted = [copies[node] for node in nodes]
-    _return_only(module.graph, wanted)
-    if dtype is not None:
-        for inner in [m for m in module.modules() if isinstance(m, fx.GraphModule)]:
-            _retype(inner.graph, dtype)
-            inner.recompile()
-    writes = any(mutates(node) for m in module.modules() if isinstance(m, fx.GraphModule) for node in m.graph.nodes)
-    if not writes:
-        module.graph.eliminate_dead_code()
-    module.recompile()
-    slots = [node.name for node in module.graph.nodes if node.op == "placeholder"]
+    module, _, writes = _reading(exported, nodes, dtype)
+    slots = [node.name for node in _inputs(module.graph)]
 
     def function(params: Mapping[str, Tensor], flat_inputs: Iterable[Any]) -> list[Tensor]:
-        inputs = iter(flat_inputs)
-        arguments = [_argument(exported, slot, params, inputs, dtype) for slot in slots]
-        if writes:  # perhaps into an input or a constant
-            arguments = [value.clone() if isinstance(value, Tensor) else value for value in arguments]
+        arguments = _arguments(exported, slots, params, flat_inputs, dtype, writes)
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype or before)
         try:
@@ -51,6 +40,26 @@ def graph_function(exported: Exported, nodes: Iterable[fx.Node], dtype: torch.dt
                 return list(module(*arguments))
         finally:
             torch.set_default_dtype(before)
+
+    return function
+
+
+def pair_function(exported: Exported, nodes: Iterable[fx.Node]) -> PairFunction:
+    """Return `function(params_a, params_b, flat_inputs, take)`, which runs both networks in step.
+
+    `take(number, value_a, value_b)` is called as soon as both have the value of a node. No value is kept longer than
+    the networks themselves need it, so their memory is that of two forward passes.
+    """
+    module, wanted, writes = _reading(exported, nodes, None)
+    slots = [node.name for node in _inputs(module.graph)]
+    both = fx.GraphModule(module, _in_step(module.graph, wanted))
+
+    def function(
+        params_a: Mapping[str, Tensor], params_b: Mapping[str, Tensor], flat_inputs: Sequence[Any], take: Take
+    ) -> None:
+        pair = (_arguments(exported, slots, params, flat_inputs, None, writes) for params in (params_a, params_b))
+        with torch.no_grad():
+            both(take, *(value for arguments in pair for value in arguments))
 
     return function
 
@@ -97,6 +106,65 @@ def driven(exported: Exported) -> dict[str, fx.Node]:
     return found
 
 
+def _reading(
+    exported: Exported, nodes: Iterable[fx.Node], dtype: torch.dtype | None
+) -> tuple[fx.GraphModule, list[fx.Node], bool]:
+    """Return a copy of the graph that returns the values of nodes; what it returns; whether it writes into values."""
+    module = copy.deepcopy(exported.program.graph_module)
+    copies = dict(zip(exported.graph.nodes, module.graph.nodes, strict=True))
+    wanted = _return_only(module.graph, [copies[node] for node in nodes])
+    if dtype is not None:
+        for inner in [m for m in module.modules() if isinstance(m, fx.GraphModule)]:
+            _retype(inner.graph, dtype)
+            inner.recompile()
+    writes = any(mutates(node) for m in module.modules() if isinstance(m, fx.GraphModule) for node in m.graph.nodes)
+    if not writes:
+        module.graph.eliminate_dead_code()
+    module.recompile()
+    return module, wanted, writes
+
+
+def _in_step(graph: fx.Graph, wanted: Sequence[fx.Node]) -> fx.Graph:
+    """Join two copies of a graph: each is run up to the next wanted value, which goes to the first argument at once."""
+    joined = fx.Graph()
+    take = joined.placeholder("take")
+    copies = [{node: joined.placeholder(f"{node.name}_{side}") for node in _inputs(graph)} for side in range(2)]
+    numbers: dict[fx.Node, list[int]] = {}
+    for number, node in enumerate(wanted):
+        numbers.setdefault(node, []).append(number)
+    part: list[fx.Node] = []
+    for node in graph.nodes:
+        part += [node] if node.op not in ("placeholder", "output") else []
+        if node in numbers:
+            for side in copies:
+                for inner in part:
+                    side[inner] = joined.node_copy(inner, side.__getitem__)
+            for number in numbers[node]:
+                joined.call_function(operator.call, (take, number, *(side[node] for side in copies)))
+            part = []
+    joined.output(())
+    return joined
+
+
+def _inputs(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def _arguments(
+    exported: Exported,
+    slots: Sequence[str],
+    params: Mapping[str, Tensor],
+    flat_inputs: Iterable[Any],
+    dtype: torch.dtype | None,
+    writes: bool,
+) -> list[Any]:
+    inputs = iter(flat_inputs)
+    arguments = [_argument(exported, slot, params, inputs, dtype) for slot in slots]
+    if writes:  # perhaps into an input or a constant
+        return [value.clone() if isinstance(value, Tensor) else value for value in arguments]
+    return arguments
+
+
 def _argument(
     exported: Exported, slot: str, params: Mapping[str, Tensor], inputs: Any, dtype: torch.dtype | None
 ) -> Any:
@@ -110,12 +178,13 @@ def _argument(
     return next(inputs)
 
 
-def _return_only(graph: fx.Graph, wanted: list[fx.Node]) -> None:
-    output = next(node for node in graph.nodes if node.op == "output")
-    output.args = (tuple(map(_kept, wanted) if any(map(mutates, graph.nodes)) else wanted),)
+def _return_only(graph: fx.Graph, wanted: list[fx.Node]) -> list[fx.Node]:
+    returned = list(map(_kept, wanted)) if any(map(mutates, graph.nodes)) else wanted
+    graph.output_node().args = (tuple(returned),)
     for node in list(graph.nodes):
         if "_assert" in str(node.target):
             graph.erase_node(node)
+    return returned
 
 
 def _kept(node: fx.Node) -> fx.Node:
