@@ -13,16 +13,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from onebasin.errors import ParamsError, UsageError
-from onebasin.matching.sinkhorn_prices import sinkhorn_prices
 
 # Elements that are treated together: small problems share a pass, and the pass stays within the cache.
 BATCH = 1 << 18
 # Problems of fewer units, if there are not many, are left to scipy: there is nothing to win, and nothing to compile.
 SMALL = 64
-# Shortest paths are fast as long as no larger share of the rows is without a column; else better prices come first.
-# Up to the second share, they are found from those of the last assignment.
-MISSING, MISSING_MOST = 0.3, 0.6
-UNAIDED = 192  # problems of no more units are solved faster than better prices are found
 # Prices to start from are cut off at so many times the largest gain that is seen in so many rows.
 REACH, SAMPLE = 64, 16
 # Gaps and potentials below this share of the largest gains are the rounding of float64.
@@ -167,24 +162,10 @@ def _by_paths(stack: Tensor, start: Start | None) -> Found:
     """Solve by compiled shortest augmenting paths, from prices that leave few rows without a column."""
     from onebasin.matching import compiled
 
-    matrices, n = stack.contiguous().numpy(), stack.shape[-1]
+    matrices = stack.contiguous().numpy()
     prices = (stack.amax(-2).double() if start is None else start.prices.clone()).numpy()
     index = np.full(prices.shape, -1) if start is None else start.columns.clone().numpy()
-    missing, short = compiled.first_pass(matrices, prices, index)
-    for b in np.flatnonzero(missing > MISSING * n):
-        one = slice(b, b + 1)
-        near = None if start is None or missing[b] > MISSING_MOST * n else start.prices[one]
-        if n > UNAIDED:
-            prices[one] = sinkhorn_prices(stack[one], near).numpy()
-        elif near is None:
-            prices[one] = 0.0
-        else:
-            continue
-        index[one] = -1
-        compiled.first_pass(matrices[one], prices[one], index[one])
-    if missing.any():
-        compiled.complete(matrices, prices, index)
-        short = compiled.shortfalls(matrices, prices, index)
+    short = compiled.solve(matrices, prices, index, start is not None)
     return Found(torch.from_numpy(index), torch.from_numpy(prices), torch.from_numpy(short))
 
 

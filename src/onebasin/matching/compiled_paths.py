@@ -1,0 +1,232 @@
+"""Compiled shortest augmenting paths (numba): every row is given a column, and prices that prove it stay right.
+
+`matrix` holds gains in their own dtype, `prices` are float64, `index` is row -> column (-1: none) and `owner` its
+inverse. The margin of a column is its gain less its price. An arc from a row to a column is as long as what the row
+loses by it. Rows that have a column have one of their best.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+
+from onebasin.matching.compiled_rows import CHUNK, INFINITY, Array, best_of_chunks, chunks, compiled, smaller
+
+# Columns a row keeps, at least and at most. With good prices 8 to 16 are enough; more cost little.
+LEAST, MOST = 12, 24
+# Matrices up to this size are searched by whole rows, and larger ones once one of so many rows was in need of it.
+DENSE, AGAIN = 768, 4
+
+
+# What rows keep: columns `Int[Array, "n most"]`, of which the first few count; what they are worth to the row; how many
+# there are, 0 if the row has never been looked at; and a bound: no other column has a larger margin. A plain tuple, as
+# a class would be looked for by name when an older version's compiled code is found on disk.
+Kept = tuple[Array, Array, Array, Array]
+
+
+@compiled
+def augment(free: list[int], matrix: Array, prices: Array, index: Array, owner: Array) -> None:
+    """Take rows from `free` and give each a column, until none is left.
+
+    It is found along the shortest path to a free column (Dijkstra): a step goes to the nearest open column, and on from
+    the row that has it. Prices rise on the way. What is known of closed columns is infinite, and so is their price.
+    """
+    n = index.shape[0]
+    known, paid, before = np.empty(n), np.empty(n), np.empty(n, np.int64)
+    closed, far = np.empty(n, np.int64), np.empty(n)
+    spare = np.flatnonzero(owner < 0)
+    while len(free) > 0:
+        start = free.pop()
+        known[:], paid[:] = INFINITY, prices
+        i, level, count = start, 0.0, 0
+        while True:
+            end, nearest = relax(i, level, matrix[i], paid, known, before)
+            for k in range(len(spare)):
+                if known[spare[k]] == nearest:
+                    end, last = spare[k], k
+            i = owner[end]
+            if i < 0:
+                break
+            closed[count], far[count] = end, nearest
+            known[end] = paid[end] = INFINITY
+            count += 1
+            level = nearest + (matrix[i, end] - prices[end])
+        for k in range(count):
+            prices[closed[k]] += nearest - far[k]
+        spare[last] = spare[-1]
+        spare = spare[:-1]
+        flip(start, end, before, index, owner)
+
+
+@compiled
+def flip(start: int, end: int, before: Array, index: Array, owner: Array) -> None:
+    """Give the rows on a path from row `start` to column `end` the columns that they were reached before."""
+    i = -1
+    while i != start:
+        i = before[end]
+        owner[end] = i
+        index[i], end = end, index[i]
+
+
+@compiled
+def relax(i: int, level: float, row: Array, paid: Array, known: Array, before: Array) -> tuple[int, float]:
+    """Follow the arcs of row i to all columns, and return the nearest one, and how far it is."""
+    n, at, nearest = row.shape[0], 0, INFINITY
+    for start in range(0, n, CHUNK):
+        gains, prices = row[start : start + CHUNK], paid[start : start + CHUNK]
+        lengths, rows, least = known[start : start + CHUNK], before[start : start + CHUNK], INFINITY
+        for lane in range(gains.shape[0]):
+            length = level - (gains[lane] - prices[lane])
+            shorter = length < lengths[lane]
+            rows[lane] = i if shorter else rows[lane]
+            length = length if shorter else lengths[lane]
+            lengths[lane] = length
+            least = smaller(least, length)
+        if least < nearest:
+            at, nearest = start, least
+    while known[at] != nearest:
+        at += 1
+    return at, nearest
+
+
+@compiled
+def augment_sparsely(free: list[int], matrix: Array, prices: Array, index: Array, owner: Array) -> None:
+    """Do what `augment` does, looking at a whole row only where a path depends on it.
+
+    Each row keeps its few best columns, and a bound on what any other is worth to it. Prices only rise, so the bound
+    stays true: a search runs over the kept columns alone, and looks at the row again only when it has come so far that
+    another column could matter. So it is exact, without rounds and without a tolerance. It leaves the last of `free` if
+    too many rows had to be looked at again.
+
+    On the heap lie the columns that were reached, and -1 - i for rows i that are to be looked at again at that length.
+    `level` of a row is its own length and its best margin.
+    """
+    n, most, again = index.shape[0], min(MOST, index.shape[0]), 0
+    columns, gains, number, outside = (
+        np.empty((n, most), np.int64),
+        np.empty((n, most)),
+        np.zeros(n, np.int64),
+        np.full(n, INFINITY),
+    )
+    kept = columns, gains, number, outside
+    distance, before, done, level = np.full(n, INFINITY), np.empty(n, np.int64), np.zeros(n, np.bool_), np.empty(n)
+    while len(free) > 0 and again <= n // AGAIN:
+        start = free.pop()
+        heap, reached = [(0.0, -1)], [j for j in range(0)]
+        heap.pop()
+        end, shortest, i = -1, INFINITY, start
+        level[start] = best_kept(start, matrix[start], prices, kept)
+        while i >= 0:
+            for k in range(number[i]):
+                column = columns[i, k]
+                length = level[i] - (gains[i, k] - prices[column])
+                if length < shortest and length < distance[column] and not done[column]:
+                    if distance[column] == INFINITY:
+                        reached.append(column)
+                    distance[column], before[column] = length, i
+                    if owner[column] < 0:
+                        end, shortest = column, length
+                    else:
+                        heappush(heap, (length, column))
+            if level[i] - outside[i] < shortest:
+                heappush(heap, (level[i] - outside[i], -1 - i))
+            i = -1
+            while i < 0 and len(heap) > 0 and heap[0][0] < shortest:
+                length, column = heappop(heap)
+                if column < 0:
+                    row = -1 - column
+                    look_again(row, matrix[row], prices, kept)
+                    again += 1
+                    search = distance, before, done, level, reached, heap
+                    end, shortest = relax_all(row, matrix[row], prices, owner, search, end, shortest)
+                elif length == distance[column] and not done[column]:
+                    i, done[column] = owner[column], True
+                    level[i] = length + (matrix[i, column] - prices[column])
+                    if number[i] == 0:
+                        look_again(i, matrix[i], prices, kept)
+        for column in reached:
+            if done[column]:
+                prices[column] += shortest - distance[column]
+            distance[column], done[column] = INFINITY, False
+        flip(start, end, before, index, owner)
+
+
+@compiled
+def relax_all(
+    i: int, row: Array, prices: Array, owner: Array, search: Any, end: int, shortest: float
+) -> tuple[int, float]:
+    """Follow the arcs of row i to all columns; return the nearest free column so far, and how far it is."""
+    distance, before, done, level, reached, heap = search
+    for start in range(0, row.shape[0], CHUNK):
+        gains, paid, known = row[start : start + CHUNK], prices[start : start + CHUNK], distance[start : start + CHUNK]
+        found = 0
+        for at in range(gains.shape[0]):
+            length = level[i] - (gains[at] - paid[at])
+            found |= (length < shortest) & (length < known[at])
+        for at in range(gains.shape[0] if found else 0):
+            length, column = level[i] - (gains[at] - paid[at]), start + at
+            if length < shortest and length < known[at] and not done[column]:
+                if known[at] == INFINITY:
+                    reached.append(column)
+                known[at], before[column] = length, i
+                if owner[column] < 0:
+                    end, shortest = column, length
+                else:
+                    heappush(heap, (length, column))
+    return end, shortest
+
+
+@compiled
+def look_again(i: int, row: Array, prices: Array, kept: Kept) -> None:
+    """Choose the columns that row i keeps: the best at these prices, LEAST of them or more."""
+    columns, worth, number, outside = kept[0][i], kept[1][i], kept[2], kept[3]
+    n, most, tops = row.shape[0], columns.shape[0], chunks(row.shape[0])
+    best_of_chunks(row, prices, tops)
+    floor = nth_largest(tops, LEAST) if len(tops) > LEAST else -INFINITY
+    count, worst, margins = 0, 0, np.empty(most)
+    for chunk in np.flatnonzero(tops >= floor):
+        for column in range(chunk * CHUNK, min((chunk + 1) * CHUNK, n)):
+            margin = row[column] - prices[column]
+            if count < most and margin >= floor:
+                margins[count], columns[count] = margin, column
+                count += 1
+            elif count == most and margin > floor:
+                margins[worst], columns[worst] = margin, column
+            else:
+                continue
+            if count == most:
+                worst = int(np.argmin(margins))
+                floor = margins[worst]
+    for k in range(count):
+        worth[k] = row[columns[k]]
+    number[i], outside[i] = count, floor
+
+
+@compiled
+def nth_largest(values: Array, nth: int) -> float:
+    """Return the `nth` largest of more than `nth` values."""
+    largest = np.full(nth, -INFINITY)
+    for value in values:
+        at = nth - 1
+        if value > largest[at]:
+            while at > 0 and largest[at - 1] < value:
+                largest[at] = largest[at - 1]
+                at -= 1
+            largest[at] = value
+    return largest[nth - 1]
+
+
+@compiled
+def best_kept(i: int, row: Array, prices: Array, kept: Kept) -> float:
+    """Return the largest margin of row i, from the columns it keeps as long as no other can be better."""
+    columns, gains, number, outside = kept
+    while True:
+        best = -INFINITY
+        for k in range(number[i]):
+            margin = gains[i, k] - prices[columns[i, k]]
+            best = margin if margin > best else best
+        if best >= outside[i]:
+            return best
+        look_again(i, row, prices, kept)
