@@ -32,7 +32,7 @@ def slack(gains: np.ndarray, index: np.ndarray, prices: np.ndarray) -> np.ndarra
     return losses
 
 
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("n", SIZES[1:])
 def test_centred_prices_prove_what_was_proved_and_are_no_longer_at_the_edge(n: int) -> None:
     gains, index, prices = solved(n)
     before = slack(gains, index, prices)
