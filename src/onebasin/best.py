@@ -40,13 +40,15 @@ class Best:
 
     1. Both networks see the batches once: cross moments of their units, and what every layer is multiplied with.
     2. The candidates (`candidates`) are solved: weights, activations, and hybrids of both.
-    3. That with the lowest `Criterion` J is taken: the network half way between the two should agree with them.
-    4. `Descent` follows the gradient of J from the gains of activations; what it finds is kept if J is lower.
+    3. One is taken by `Criterion` J, how far the network half way between the two is from agreeing with them: weights,
+       unless J of another one is surely lower (`BestOf`).
+    4. `Descent` follows the gradient of J from the gains of activations.
     5. `Polish` lowers J further by swaps of units.
 
-    On narrow networks with batch norm the last two do most, and take most of the time: some hundreds of passes over the
-    batches. On plain networks weight matching alone often wins. About 1000 inputs are meant, in batches of about 128.
-    The history is minus J, from what the descent found on.
+    The last two look at every other batch, and are kept if that lowers J of the rest: so where weights alone match
+    well, as on plain networks, they stay. On narrow networks with batch norm they do most, and take most of the time:
+    some hundreds of passes. About 1000 inputs are meant, in batches of about 128; of a single batch there is no rest.
+    The history is minus J of the rest, from what the descent found on.
 
     Args:
         model: the architecture, a classifier unless there is a `loss`, on the device of the reference.

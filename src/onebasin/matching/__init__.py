@@ -3,8 +3,9 @@
 from onebasin.matching.activation import ActivationMatching
 from onebasin.matching.align import align
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
+from onebasin.matching.best_of import BestOf
 from onebasin.matching.coordinate_descent import CoordinateDescent
-from onebasin.matching.criterion import BestOf, Criterion
+from onebasin.matching.criterion import Criterion
 from onebasin.matching.descent import Descent
 from onebasin.matching.features import Covariance, Features
 from onebasin.matching.frank_wolfe import FrankWolfe

@@ -1,13 +1,11 @@
-"""A criterion of alignments that follows the network itself, and the choice between candidates by it. No labels."""
+"""A criterion of alignments that follows the network itself. No labels."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -19,13 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from onebasin.errors import UsageError
 from onebasin.functional import Predict, check_repeatable, eval_mode, inputs_of, logits_of, with_params
 from onebasin.interpolate import lerp
-from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
 from onebasin.matching.following import BatchLoss
 from onebasin.matching.objective import Feature, Objective
 from onebasin.params import Params, map_tensors
 from onebasin.permutation import Permutation
-from onebasin.progress import Progress, silent
-from onebasin.spec import PermutationSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +58,12 @@ class Criterion:
         """
         return Between(self, params_a, params_b)
 
+    def halves(self) -> tuple[Criterion, Criterion]:
+        """Return the criterion of every other batch and that of the rest; twice itself if there is but one batch."""
+        batches = list(self.batches)
+        one, other = (replace(self, batches=batches[first::2] or batches) for first in (0, 1))
+        return one, other
+
     def mode(self) -> AbstractContextManager[None]:
         """Put the model into eval mode, but batch norm into train mode."""
         return eval_mode(self.model, [module for module in self.model.modules() if isinstance(module, _BatchNorm)])
@@ -94,19 +95,20 @@ class Between:
         Raises:
             UsageError: it is not finite.
         """
-        return self.checked(self.losses(self.middle(permutation)))
+        return value_of(self.checked(self.losses(self.middle(permutation))))
 
-    def checked(self, losses: Sequence[float]) -> float:
-        """Return J, given the losses of all batches.
+    def checked(self, losses: list[Tensor]) -> list[Tensor]:
+        """Return the losses of all batches.
 
         Raises:
-            UsageError: it is not finite.
+            UsageError: one is not finite.
         """
         for number, loss in enumerate(losses, 1):
-            if not math.isfinite(loss):
+            if not loss.isfinite().all():
                 do = "look at the inputs and the loss, and whether both models give finite outputs"
-                raise UsageError(f"a criterion of {loss} at the midpoint, on batch {number}", "a finite number", do)
-        return fmean(losses)
+                got = f"a criterion of {loss.mean().item()} at the midpoint, on batch {number}"
+                raise UsageError(got, "a finite number", do)
+        return losses
 
     def middle(self, permutation: Permutation) -> Params:
         """Return the network half way to the moved model, in this order of its units."""
@@ -119,12 +121,15 @@ class Between:
         objective = Objective(spec, tuple(Feature(name, gradient[name], self.b[name]) for name in names))
         return {group: objective.gain(permutation, group) for group in groups}
 
-    def losses(self, middle: Params, enough: Callable[[list[float]], bool] | None = None) -> list[float]:
-        """Return the loss of the network with the weights `middle` on every batch, or until there are `enough`."""
-        found: list[float] = []
+    def losses(self, middle: Params, enough: Callable[[list[Tensor]], bool] | None = None) -> list[Tensor]:
+        """Return the losses of the network with the weights `middle`, batch by batch, or until there are `enough`.
+
+        They are `Float64[Tensor, " inputs"]`; of a loss of one's own, a single one for the batch.
+        """
+        found: list[Tensor] = []
         with torch.no_grad(), self.criterion.mode():
             for loss, _ in self._losses(middle):
-                found.append(loss.item())
+                found.append(loss.double().cpu())
                 if enough is not None and enough(found):
                     break
         return found
@@ -147,7 +152,7 @@ class Between:
                 classes = _drawn(logits, draws, generator) if logits is not None and draws else []
                 likelihoods = [cross_entropy(logits, one) for one in classes if logits is not None]
                 count = classes[0].numel() if classes else 0
-                yield Slopes(_gradient(loss, free), [_gradient(one, free) for one in likelihoods], count)
+                yield Slopes(_gradient(loss.mean(), free), [_gradient(one, free) for one in likelihoods], count)
 
     def parts(self) -> Iterator[Between]:
         """Yield the criterion of every single batch, again and again."""
@@ -158,14 +163,14 @@ class Between:
                 yield part
 
     def _losses(self, middle: Params) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield the loss of every batch, and the logits it is made of."""
+        """Yield the losses of the inputs of every batch, and the logits they are made of."""
         predict = with_params(self.criterion.model, middle)
         for batch, target in zip(self.criterion.batches, self.targets, strict=True):
             if self.criterion.loss:
-                yield self.criterion.loss(predict, batch), None
+                yield self.criterion.loss(predict, batch).reshape(1), None
             else:
                 logits = _classes(predict, batch)
-                yield cross_entropy(logits, target), logits
+                yield cross_entropy(logits, target, reduction="none").reshape(len(logits), -1).mean(1), logits
 
 
 @dataclass(frozen=True)
@@ -206,49 +211,6 @@ def _classes(predict: Predict, batch: Any) -> Tensor:
     return logits.movedim(-1, 1) if isinstance(first, Tensor) and not first.is_floating_point() else logits
 
 
-@dataclass(frozen=True)
-class BestOf:
-    """The best of several alignments by `Criterion`; the start is one of them.
-
-    The history is minus the lowest criterion so far: at the start and after every candidate. `note` names the winner.
-
-    Args:
-        criterion: what decides.
-        candidates: matchers, each of which runs from the start; with names, if `note` is to tell them.
-    """
-
-    criterion: Criterion = field(repr=False)
-    candidates: tuple[Matcher, ...] | Mapping[str, Matcher]
-
-    def match(
-        self,
-        spec: PermutationSpec,
-        params_a: Params,
-        params_b: Params,
-        start: Permutation,
-        progress: Progress = silent,
-    ) -> Alignment:
-        """Run every candidate and keep the best. An interrupt keeps the best so far."""
-        began, certificate = time.perf_counter(), Certificate()
-        between = self.criterion.between(params_a, params_b)
-        best, history, note, stop = start, [-between.at(start)], "the start was best", StopReason.FINISHED
-        try:
-            for number, (name, matcher) in enumerate(self._named(), 1):
-                found = matcher.match(spec, params_a, params_b, start, progress)
-                certificate += found.certificate
-                value = -fmean(between.losses(between.middle(found.permutation)))
-                if value > history[-1]:
-                    best, note = found.permutation, f"candidate {number} was best: {name}"
-                history.append(max(history[-1], value))
-                if found.stop is StopReason.INTERRUPTED:
-                    raise KeyboardInterrupt
-                progress("candidates", number, len(self.candidates))
-        except KeyboardInterrupt:
-            stop = StopReason.INTERRUPTED
-        seconds = time.perf_counter() - began
-        return Alignment(best, tuple(history), stop, certificate, self, seconds, note=note)
-
-    def _named(self) -> list[tuple[str, Matcher]]:
-        if isinstance(self.candidates, Mapping):
-            return list(self.candidates.items())
-        return [(type(matcher).__name__, matcher) for matcher in self.candidates]
+def value_of(losses: Sequence[Tensor]) -> float:
+    """Return J, given the losses of all batches."""
+    return fmean(loss.mean().item() for loss in losses)

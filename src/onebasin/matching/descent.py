@@ -7,13 +7,13 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import fmean
 
 import torch
 from torch import Tensor
 
 from onebasin.errors import UsageError
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
+from onebasin.matching.best_of import Incumbent
 from onebasin.matching.coordinate_descent import CoordinateDescent
 from onebasin.matching.criterion import Between, Criterion
 from onebasin.matching.gains import order_of, rows_of
@@ -44,18 +44,19 @@ class Descent:
         X_p <- X_p - rate_t M_p;    pi_p = the best assignment under X_p       for every group p
 
     The rate falls to zero by half a cosine. Unlike swaps it changes many units at a time, and unlike soft orders it
-    only ever looks at true permutations. J of all batches is taken eight times on the way; the best of these, or what
-    `first` finds if that is better, is returned. A group that `gains` says nothing of stays as in `first`.
+    only ever looks at true permutations. Every other batch is descended on. J of the rest is taken eight times on the
+    way: what `first` finds is returned, unless one of these is lower by more than a standard error. A group that
+    `gains` says nothing of stays as in `first`.
 
     Costs of a step: a forward and a backward pass of one batch, the gains of all groups, and one assignment each. The
-    history is minus J: of `first`, and whenever it was lowered. Batches of about 128 are meant. When a number is not
-    finite the run ends; `stop` says so, and `note` at which step.
+    history is minus J of the rest: of `first`, and whenever it was lowered. Batches of about 128 are meant. When a
+    number is not finite the run ends; `stop` says so, and `note` at which step.
 
     Args:
         criterion: what is lowered.
         gains: where the gains R come from; `ActivationMatching(..., statistic="correlation")` is meant.
         first: what the result is compared with; any matcher.
-        steps: batches, in their order, again and again.
+        steps: batches, every other one in their order, again and again.
         rate: learning rate; the default was tuned on one pair of narrow ResNet20s.
 
     Differs: no paper has it. It is the straight-through estimator of ainsworth2023 with gains in the place of weights.
@@ -84,8 +85,8 @@ class Descent:
         found = self.first.match(spec, params_a, params_b, start, progress)
         if found.stop is StopReason.INTERRUPTED:
             return found
-        between = self.criterion.between(params_a, params_b)
-        history, best, stop = [-between.at(found.permutation)], found.permutation, StopReason.FINISHED
+        between, held = (half.between(params_a, params_b) for half in self.criterion.halves())
+        best, stop = Incumbent(held, found.permutation), StopReason.FINISHED
         better = trouble = ""
         objective = self.gains.objective(spec, params_a, params_b, progress)
         run = _Run(between, objective.gains, found.permutation)
@@ -96,14 +97,13 @@ class Descent:
                     break
                 progress("descent", number, self.steps)
                 looks = number % max(self.steps // LOOKS, 1) == 0
-                value = -fmean(between.losses(between.middle(run.permutation))) if looks else -math.inf
-                if value > history[-1]:
-                    best, better = run.permutation, f"descent, step {number}, was better"
-                    history.append(value)
+                if looks and best.challenge(run.permutation):
+                    better = f"descent, step {number}, was better"
         except KeyboardInterrupt:
             stop = StopReason.INTERRUPTED
         seconds, note = time.perf_counter() - began, "; ".join(filter(None, (found.note, better, trouble)))
-        return Alignment(best, tuple(history), stop, found.certificate + run.certificate, self, seconds, note=note)
+        certificate = found.certificate + run.certificate
+        return Alignment(best.permutation, tuple(best.history), stop, certificate, self, seconds, note=note)
 
 
 class _Run:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor
 from onebasin.errors import UsageError
 from onebasin.interpolate import lerp
 from onebasin.matching.alignment import Alignment, Matcher, StopReason
-from onebasin.matching.criterion import Between, Criterion
+from onebasin.matching.best_of import Incumbent
+from onebasin.matching.criterion import Between, Criterion, value_of
 from onebasin.matching.weight import WeightMatching
 from onebasin.params import Params
 from onebasin.permutation import Permutation
@@ -47,13 +47,14 @@ class Polish:
     A round measures them, and tries the swaps of which most is expected, of all groups, disjoint ones together: twice
     as many as were kept the last time. Where J does not fall, each half is tried by itself, down to single swaps; a
     swap that fails alone is not tried again. When some were kept the next round begins; else more are tried, in the end
-    such as have a negative slope only, one by one. Only what lowers J is kept.
+    such as have a negative slope only, one by one. Only what lowers J is kept. All that is on every other batch; what
+    is returned has also lowered J of the rest by more than a standard error, or else it would fit those inputs alone.
     A trial is given up when J has risen on the first half of the batches. Units of a nested group are swapped under one
     parent unit.
 
     A round costs about five passes over the inputs for g and s (more if there are fewer than 16 batches, with several
     draws each), and one or less for every trial. It is the last one after 30 trials without success. The history is
-    minus J: before, and after every round in which it fell. `note` tells the counts. When J is not finite at a trial,
+    minus J of the rest: before, and whenever it fell. `note` tells the counts. When J is not finite at a trial,
     the run ends; `stop` says so, and `note` on which batch.
 
     Args:
@@ -85,18 +86,18 @@ class Polish:
         """Find the first alignment from `start` on, then polish it. An interrupt keeps the best so far."""
         began = time.perf_counter()
         found = self.first.match(spec, params_a, params_b, start, progress)
-        run = _Run(self.criterion.between(params_a, params_b), found.permutation, self.seed)
-        history, stop = [-run.value], found.stop
-        if stop is not StopReason.INTERRUPTED:
-            stop = self._rounds(run, history, progress)
-        if history[-1] != -run.value:  # a round was broken off
-            history.append(-run.value)
+        if found.stop is StopReason.INTERRUPTED:
+            return found
+        fit, held = (half.between(params_a, params_b) for half in self.criterion.halves())
+        run, best = _Run(fit, found.permutation, self.seed), Incumbent(held, found.permutation)
+        stop = self._rounds(run, best, progress)
+        best.challenge(run.permutation)
         counts = f"{run.kept} swaps kept, {run.trials} trials"
         note = "; ".join(filter(None, (found.note, counts, run.trouble)))
         seconds = time.perf_counter() - began
-        return Alignment(run.permutation, tuple(history), stop, found.certificate, self, seconds, note=note)
+        return Alignment(best.permutation, tuple(best.history), stop, found.certificate, self, seconds, note=note)
 
-    def _rounds(self, run: _Run, history: list[float], progress: Progress) -> StopReason:
+    def _rounds(self, run: _Run, best: Incumbent, progress: Progress) -> StopReason:
         count, stop = FIRST, StopReason.FINISHED
         try:
             for number in range(1, self.rounds + 1):
@@ -109,7 +110,7 @@ class Polish:
                 if run.trouble or run.kept == before:
                     stop = StopReason.NOT_FINITE if run.trouble else stop
                     break
-                history.append(-run.value)
+                best.challenge(run.permutation)
                 count = min(max(2 * (run.kept - before), FIRST // 2), TOGETHER)
         except KeyboardInterrupt:
             stop = StopReason.INTERRUPTED
@@ -147,8 +148,7 @@ class _Run:
         self.between, self.permutation = between, permutation
         self.spec: PermutationSpec = permutation.spec
         self.middle = between.middle(permutation)
-        self.losses = between.losses(self.middle)
-        between.checked(self.losses)
+        self.losses = between.checked(between.losses(self.middle))
         self.kept, self.trials, self.trouble = 0, 0, ""
         self._failed: set[tuple[object, ...]] = set()
         self._generator = torch.Generator().manual_seed(seed)
@@ -156,7 +156,7 @@ class _Run:
     @property
     def value(self) -> float:
         """J of the present order."""
-        return fmean(self.losses)
+        return value_of(self.losses)
 
     def proposals(self, count: int) -> Iterator[list[Swap]]:
         """Yield swaps that have not failed, best first: up to `count` that should lower J and share no unit, or one."""
@@ -211,9 +211,9 @@ class _Run:
         middle = self._moved(permutation, {swap.group for swap in swaps})
         losses = self.between.losses(middle, self._hopeless)
         self.trials += 1
-        if not math.isfinite(losses[-1]):
+        if not losses[-1].isfinite().all():
             self.trouble = f"J was not finite on batch {len(losses)}"
-        elif len(losses) == len(self.losses) and fmean(losses) < self.value - LEAST:
+        elif len(losses) == len(self.losses) and value_of(losses) < self.value - LEAST:
             self.permutation, self.middle, self.losses = permutation, middle, losses
             self.kept += len(swaps)
         elif len(swaps) > 1:
@@ -224,11 +224,11 @@ class _Run:
         else:
             self._failed.add(swaps[0][:4])
 
-    def _hopeless(self, losses: Sequence[float]) -> bool:
+    def _hopeless(self, losses: Sequence[Tensor]) -> bool:
         """Return whether half of the batches say that J rises, or one that it is not finite."""
         seen = len(losses)
-        rises = math.fsum(losses) > math.fsum(self.losses[:seen])
-        return not math.isfinite(losses[-1]) or (2 * seen >= len(self.losses) > seen and rises)
+        rises = value_of(losses) > value_of(self.losses[:seen])
+        return not losses[-1].isfinite().all() or (2 * seen >= len(self.losses) > seen and rises)
 
     def _swapped(self, swaps: Sequence[Swap]) -> Permutation:
         indices = {group: self.permutation.indices[group].clone() for group in {swap.group for swap in swaps}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -16,8 +15,8 @@ from torch.nn.functional import mse_loss
 from onebasin.errors import UsageError
 from onebasin.functional import Predict
 from onebasin.interpolate import lerp
-from onebasin.matching import Alignment, BestOf, Criterion, Polish, StopReason, WeightMatching, align, polish
-from onebasin.matching.criterion import Between
+from onebasin.matching import BestOf, Criterion, Polish, StopReason, WeightMatching, align, polish
+from onebasin.matching.criterion import Between, value_of
 from onebasin.matching.polish import _Run
 from onebasin.params import Params, params_of
 from onebasin.permutation import Permutation
@@ -52,6 +51,10 @@ def weights(seed: int, batch_norm: bool = False) -> Params:
 def inputs(batches: int = 2) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(29, 5, generator=generator, dtype=torch.float64) for _ in range(batches)]
+
+
+def normal(count: int, seed: int) -> Tensor:
+    return torch.randn(count, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def draw(spec: PermutationSpec, seed: int) -> Permutation:
@@ -122,7 +125,9 @@ def test_slope_and_curvature_are_those_of_the_way_to_the_swap(
             index[[i, j]] = index[[j, i]]
             swapped = lerp(a, Permutation(order.spec, {**order.indices, group: index}).apply(b), 0.5)
             step = 1e-3
-            up, here, down = (fmean(run.between.losses(lerp(run.middle, swapped, lam))) for lam in (step, 0.0, -step))
+            up, here, down = (
+                value_of(run.between.losses(lerp(run.middle, swapped, lam))) for lam in (step, 0.0, -step)
+            )
             slope = slopes[group]
             assert slope[i, j].item() == pytest.approx((up - down) / (2 * step), rel=1e-3, abs=1e-6)
             torch.testing.assert_close(slope, slope.mT)
@@ -156,7 +161,7 @@ def test_swaps_come_in_disjoint_sets_the_most_promising_first() -> None:
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_no_promising_swap_is_left(batch_norm: bool) -> None:
-    a, b, criterion = weights(1, batch_norm), weights(2, batch_norm), Criterion(model(batch_norm), inputs())
+    a, b, criterion = weights(1, batch_norm), weights(2, batch_norm), Criterion(model(batch_norm), inputs(1))
     plain = align(flat_spec(batch_norm), a, b)
     found = align(flat_spec(batch_norm), a, b, Polish(criterion, rounds=100))
     between = criterion.between(a, b)
@@ -181,14 +186,13 @@ def test_a_criterion_that_is_not_finite_ends_the_run_with_the_best_so_far() -> N
     def loss(predict: Predict, batch: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        return predict(batch).square().mean() * (float("nan") if calls == 14 else 1.0)  # 2 + 2 + 4 trials and a half
+        return predict(batch).square().mean() * (float("nan") if calls == 14 else 1.0)
 
-    found = align(flat_spec(), weights(1), weights(2), Polish(Criterion(model(), inputs(), loss)))
+    found = align(flat_spec(), weights(1), weights(2), Polish(Criterion(model(), inputs(4), loss)))
     assert found.stop is StopReason.NOT_FINITE
     assert "not finite on batch" in found.note
-    between = Criterion(model(), inputs(), lambda predict, x: predict(x).square().mean()).between(
-        weights(1), weights(2)
-    )
+    finite = Criterion(model(), inputs(4), lambda predict, x: predict(x).square().mean())
+    between = finite.halves()[1].between(weights(1), weights(2))
     assert -found.objective[-1] == pytest.approx(between.at(found.permutation), rel=1e-9)
 
 
@@ -219,32 +223,32 @@ def test_an_interrupt_keeps_the_best_so_far() -> None:
     criterion = Criterion(model(), inputs())
     found = align(flat_spec(), weights(1), weights(2), Polish(criterion), progress=stop)
     assert found.stop is StopReason.INTERRUPTED
-    between = criterion.between(weights(1), weights(2))
+    between = criterion.halves()[1].between(weights(1), weights(2))
     assert found.objective[-1] == pytest.approx(-between.at(found.permutation), rel=1e-9)
     assert found.objective[0] <= found.objective[-1]
 
 
-@dataclass(frozen=True)
-class Fixed:
-    """A candidate that is known beforehand."""
-
-    permutation: Permutation
-
-    def match(self, *given: Any) -> Alignment:
-        return align(flat_spec(), weights(1), weights(1), HELD_STILL, start=self.permutation)
-
-
-def test_the_best_candidate_is_taken() -> None:
-    spec, a, b = flat_spec(), weights(1), weights(2)
-    criterion, drawn = Criterion(model(), inputs()), [draw(spec, seed) for seed in range(6)]
-    values = [criterion.between(a, b).at(p) for p in drawn]
-    order = sorted(range(6), key=values.__getitem__)
-    found = align(spec, a, b, BestOf(criterion, tuple(map(Fixed, drawn))), start=drawn[order[3]])
-    assert found.permutation == drawn[order[0]]
-    assert found.objective[-1] == pytest.approx(-min(values))
-    assert found.note == f"candidate {order[0] + 1} was best: Fixed"
-    worse = align(spec, a, b, BestOf(criterion, (Fixed(drawn[order[3]]),)), start=drawn[order[1]])
-    assert (worse.permutation, worse.note) == (drawn[order[1]], "the start was best")
+@pytest.mark.parametrize(("fitted", "gains"), [(4, False), (400, True)])
+def test_what_fits_a_few_inputs_only_is_not_kept(fitted: int, gains: bool) -> None:
+    """One batch is polished on, the other tells whether that helps. The planted order, or one near it, is first."""
+    spec, a, generator = flat_spec(), weights(1), torch.Generator().manual_seed(1)
+    p = draw(spec, 3)
+    noise = {n: torch.randn(t.shape, generator=generator, dtype=t.dtype) for n, t in a.items()}
+    b = {n: t + 0.3 * t.std() * noise[n] for n, t in p.apply(a).items()}
+    index = p.inverse().indices["P0"].clone()
+    start = Permutation(spec, {**p.inverse().indices, "P0": torch.cat([index[:4].flip(0), index[4:]])})
+    start = start if gains else p.inverse()
+    criterion = Criterion(model(), [normal(fitted, 5), normal(400, 9)])
+    fit, held = (half.between(a, b) for half in criterion.halves())
+    run = _Run(fit, start, 0)
+    for _ in range(4):
+        run.attempt(next(run.proposals(8)))
+    assert run.value < fit.at(start) - 5e-3
+    assert (held.at(run.permutation) < held.at(start)) == gains
+    found = align(spec, a, b, Polish(criterion, HELD_STILL), start=start)
+    assert (found.permutation != start) == gains
+    assert found.objective[0] == pytest.approx(-held.at(start))
+    assert found.objective[-1] == pytest.approx(-held.at(found.permutation))
 
 
 def test_settings_are_told_without_data() -> None:
