@@ -89,7 +89,7 @@ class Tools:
     def path(self, model: nn.Module, spec: PermutationSpec, left: dict[str, str]) -> Interpolation:
         """Return how networks on a straight path are made: repaired between the ends, if that is wanted.
 
-        What is left as it is will be noted in `left`.
+        What is left as it is will be noted in `left`. Statistics of batch norm are left to `evaluate_path`.
         """
         batches = self.batches
         last: list[tuple[Mapping[str, Tensor], Repairs]] = []  # the end that was moved: its line has many points

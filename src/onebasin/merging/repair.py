@@ -11,6 +11,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from onebasin import layout
 from onebasin.batchnorm import recompute_batchnorm, tracking_layers
@@ -23,7 +24,7 @@ from onebasin.params import Params, check_shapes, compute_dtype, params_of
 from onebasin.progress import Progress, silent
 from onebasin.spec import PermutationSpec
 
-NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 LAST = (nn.Linear, nn.LayerNorm)  # units lie on the last axis of their outputs, and on axis 1 of others
 PRODUCERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *NORMS)
 NO_BIAS = "has no bias"
@@ -75,7 +76,7 @@ def repair(
     """
     check_weights(len(ends), weights)
     repairs = Repairs(model, spec, ends, batches, progress)
-    return repairs.of(merged, weights, progress), repairs.left
+    return recompute_batchnorm(model, repairs.of(merged, weights, progress), batches, progress), repairs.left
 
 
 class Repairs:
@@ -116,7 +117,7 @@ class Repairs:
     def of(
         self, merged: Mapping[str, Tensor], weights: Sequence[float] | None = None, progress: Progress = silent
     ) -> Params:
-        """Return `merged`, the mean of the ends by `weights`, repaired."""
+        """Return `merged`, the mean of the ends by `weights`, repaired; batch norm's statistics must be recomputed."""
         goals = {name: mean([one[name] for one in self.found], weights) for name in self.layers}
         ends = len(self.found)
         told = _counted(progress, ends * self.size, (ends + 1) * self.size)
@@ -124,7 +125,7 @@ class Repairs:
         result = dict(merged)
         for name in self.layers:
             _fold(result, name, own[name], goals[name])
-        return recompute_batchnorm(self.model, result, self.batches, progress)
+        return result
 
 
 def check_weights(count: int, weights: Sequence[float] | None) -> None:

@@ -16,6 +16,7 @@ from onebasin.errors import ParamsError, UsageError
 from onebasin.functional import eval_mode, with_params
 from onebasin.interpolate import mean
 from onebasin.merging import repair
+from onebasin.merging.repair import Repairs
 from onebasin.params import Params, params_of
 from onebasin.permutation import Permutation
 from onebasin.spec import PermutationSpec
@@ -107,8 +108,15 @@ def group_normed() -> nn.Module:
     return nn.Sequential(*first, *second, nn.Linear(18, 11, bias=False), nn.LayerNorm(11), nn.GELU(), nn.Linear(11, 2))
 
 
+def instance_normed() -> nn.Module:
+    """Affine instance norm, after a convolution without a bias."""
+    layers = nn.Conv2d(2, 7, 3, bias=False), nn.InstanceNorm2d(7, affine=True), nn.ReLU(), nn.Conv2d(7, 5, 3), nn.ReLU()
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(15, 2))
+
+
 NESTED = {  # layers that put out units, and those that cannot be repaired
     group_normed: (torch.float64, (2, 7, 5), ("1", "3", "4", "8"), {}),
+    instance_normed: (torch.float64, (2, 7, 5), ("1", "3"), {}),
     layer_norm: (torch.float64, (3,), ("0", "1", "3"), {}),
     FusedQKV: (torch.int64, (4,), ("qkv", "out"), {"embed": "is a Embedding"}),
 }
@@ -119,7 +127,7 @@ def test_norms_and_nested_groups_obey_the_law(make: Callable[[], nn.Module]) -> 
     dtype, shape, layers, reasons = NESTED[make]
     generator = torch.Generator().manual_seed(5)
     model, spec, (a, b), inputs = net(make, *shape, dtype=dtype)
-    assert spec.parents or make is layer_norm
+    assert spec.parents or make in (layer_norm, instance_normed)
     order, other = (Permutation.random(spec, generator) for _ in range(2))
     ends = [a, order.apply(b)]
     found = model, spec, ends, inputs
@@ -191,6 +199,20 @@ def test_batch_norm_is_recomputed_and_repaired() -> None:
     again = recompute_batchnorm(model, repaired, [inputs])
     for name in ("1.running_mean", "4.running_var"):
         torch.testing.assert_close(repaired[name], again[name])
+
+
+def test_repairs_read_the_inputs_once_and_leave_running_statistics_to_others() -> None:
+    model, spec, ends, inputs = net(normed, 2, 7, 5)
+    repairs, merged, read = Repairs(model, spec, ends, [inputs]), mean(ends), []
+    handle = model.register_forward_hook(lambda *_: read.append(1))
+    found = repairs.of(merged)
+    handle.remove()
+    assert len(read) == 1
+    assert torch.equal(found["1.running_var"], merged["1.running_var"])
+    expected, _ = repair(model, spec, merged, ends, [inputs])
+    for name, tensor in recompute_batchnorm(model, found, [inputs]).items():
+        torch.testing.assert_close(tensor, expected[name])
+    assert not torch.allclose(found["1.running_var"], expected["1.running_var"], rtol=0.1)
 
 
 def test_a_unit_that_never_changes_is_only_shifted() -> None:
