@@ -74,8 +74,9 @@ def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_bar_begins_anew_for_the_next_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time left of the second model is its own, not that of the first, which is done."""
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[terminal.Bars]:
+    """The bars that are drawn on a terminal, once there are any."""
     shown = Console(file=io.StringIO(), force_terminal=True, width=100)
     monkeypatch.setattr(terminal, "console", lambda *, stderr: shown)
     made: list[terminal.Bars] = []
@@ -86,12 +87,34 @@ def test_a_bar_begins_anew_for_the_next_model(monkeypatch: pytest.MonkeyPatch) -
             return super().__enter__()
 
     monkeypatch.setattr(terminal, "Bars", Kept)
+    return made
+
+
+def test_a_bar_begins_anew_for_the_next_model(bars: list[terminal.Bars]) -> None:
+    """The time left of the second model is its own, not that of the first, which is done."""
     with terminal.progress_bars() as progress:
         progress("relaxing", 3, 3)
-        (bar,) = made[0].tasks
-        assert bar.finished
+        assert [bar.finished for bar in bars[0].tasks] == [True]
         progress("relaxing", 1, 3)
+        (bar,) = bars[0].tasks
         assert (bar.finished, bar.completed, bar.time_remaining) == (False, 1, None)
+
+
+def test_the_bars_of_a_candidate_go_when_it_is_done(bars: list[terminal.Bars]) -> None:
+    def shown() -> list[str]:
+        return [f"{task.description} {task.completed:g}" for task in bars[0].tasks]
+
+    with terminal.progress_bars() as progress:
+        progress("statistics", 1, 1)
+        for number in (1, 2, 3):
+            for step in range(1, number + 1):
+                progress("relaxing", step, 40)
+            assert shown()[-1] == f"relaxing {number}"
+            progress("candidates", number, 3)
+            progress("candidates", number, 3)  # told twice, it goes no further
+        assert shown() == ["statistics 1", "candidates 3"]
+        progress("polish", 1, 10)
+        assert shown() == ["statistics 1", "candidates 3", "polish 1"]
 
 
 def test_progress_draws_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

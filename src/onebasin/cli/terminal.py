@@ -74,7 +74,10 @@ def note(text: str) -> None:
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """Yield a progress callback that draws one bar a task on stderr, with the time left; silent without a terminal."""
+    """Yield a progress callback that draws one bar a task on stderr, with the time left; silent without a terminal.
+
+    What was told of between two steps of a task is within it, and leaves the screen when that step is done.
+    """
     err = console(stderr=True)
     columns = (
         TextColumn("{task.description:<28}"),
@@ -88,10 +91,14 @@ def progress_bars() -> Iterator[Progress]:
     with Bars(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
 
         def told(task: str, done: int, total: int) -> None:
+            if task in tasks:
+                inner = list(tasks)[list(tasks).index(task) + 1 :]
+                # The same once more, for the next model: its time begins anew. Else a step of it is done.
+                again = done <= reached[task] if inner else done < reached[task]
+                for name in [task] if again else inner:
+                    bars.remove_task(tasks.pop(name))
             if task not in tasks:
                 tasks[task] = bars.add_task(task, total=total or None)
-            elif done < reached[task]:  # the same once more, for the next model: its time begins anew
-                bars.reset(tasks[task])
             reached[task] = done
             bars.update(tasks[task], completed=done, total=total or None)
 
