@@ -88,6 +88,7 @@ def test_weights_that_are_integers(dtype: torch.dtype, refused: Refused, folder:
         ("--matcher activation --data net.py:batches --solver sinkhorn", "--solver with --matcher activation"),
         ("--matcher activation --synthetic --max-sweeps 3", "--max-sweeps with --matcher activation"),
         ("--matcher sinkhorn --data net.py:batches --features unit", "--features with --matcher sinkhorn and --data"),
+        ("--matcher activation --data net.py:batches --seed 1", "--seed with --matcher activation"),
         ("--seed -1", "--seed -1"),
         ("--seed 99999999999999999999", "below 2^63"),
         ("--max-sweeps -1", "--max-sweeps -1"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from onebasin.cli.resolve import load_batches, load_inputs, load_model
 from onebasin.functional import labels_of, logits_of, with_params
 from onebasin.interpolate import lerp
 from onebasin.matching import ActivationMatching, Matcher, SinkhornRebasin, StraightThrough, WeightMatching, align
+from onebasin.matching.align import NAMED, MatcherName
 from onebasin.merging import merge
 from onebasin.merging.repair import repair
 from onebasin.params import params_of
@@ -56,9 +57,8 @@ def squared(predict: Any, batch: Any) -> Tensor:
     return (logits_of(predict, batch) - functional.one_hot(labels_of(batch), 2)).square().mean()
 
 
-def synthetic() -> Best:
-    drawn = synthetic_batches(net(), load_inputs(["net.py:inputs"]))
-    return Best(net(), drawn, batchnorm=True, rounds=1)
+def synthetic(seed: int = 0) -> list[Any]:
+    return synthetic_batches(net(), load_inputs(["net.py:inputs"]), seed=seed)
 
 
 MATCHERS: dict[str, Callable[[], Matcher]] = {
@@ -75,7 +75,8 @@ MATCHERS: dict[str, Callable[[], Matcher]] = {
     f"best {DATA} --seed 2": lambda: Best(net(), batches(), seed=2),
     f"best {DATA} --rounds 0": lambda: Best(net(), batches(), rounds=0),
     f"best {DATA} --loss net.py:squared": lambda: Best(net(), batches(), squared),
-    "best --synthetic --rounds 1": synthetic,
+    "best --synthetic --rounds 1": lambda: Best(net(), synthetic(), batchnorm=True, rounds=1),
+    "activation --synthetic --seed 4": lambda: ActivationMatching(Activations(net(), synthetic(4), batchnorm=True)),
 }
 
 
@@ -91,6 +92,11 @@ def test_a_matcher_does_what_it_does_in_python(words: str, run: Run, folder: Pat
     assert (told["matcher"], told["settings"]) == (type(expected.matcher).__name__, expected.to_json()["settings"])
     assert record["settings"]["choice"]["matcher"] == words.split()[0]
     assert expected.why() in ran.stdout
+
+
+def test_every_matcher_has_a_name_on_the_command_line() -> None:
+    assert tuple(NAMED) == get_args(MatcherName)
+    assert {words.split()[0] for words in MATCHERS} == {*NAMED} - {"weight"}
 
 
 def test_barrier_and_merge_of_four_take_the_best(run: Run, folder: Path) -> None:

@@ -24,6 +24,7 @@ from onebasin.matching import (
     StraightThrough,
     WeightMatching,
 )
+from onebasin.matching.align import MatcherName
 from onebasin.matching.following import BatchLoss, classification_loss
 from onebasin.params import Params
 from onebasin.permutation import Permutation
@@ -33,13 +34,11 @@ from onebasin.synthetic import synthetic_batches
 
 BY_WEIGHTS = ("weight", "frank-wolfe", "sinkhorn")  # those that need no data
 BY_LABELS = ("straight-through", "sinkhorn")  # those that follow a loss with labels, if there are data
-# Matcher -> the inputs it takes.
-TAKES: dict[str, tuple[str, ...]] = {
-    "weight": (),
+# Matcher that takes inputs -> from where.
+TAKES: dict[MatcherName, tuple[str, ...]] = {
     "activation": ("--data", "--synthetic"),
     "straight-through": ("--data",),
     "sinkhorn": ("--data",),
-    "frank-wolfe": (),
     "best": ("--data", "--synthetic"),
 }
 SHOWN = {"--data": "--data package.module:callable", "--synthetic": "--synthetic"}
@@ -64,7 +63,7 @@ class Choice:
         rounds: Of the polish of best, at most; 0 for neither descent nor polish.
     """
 
-    matcher: Literal["weight", "activation", "straight-through", "sinkhorn", "frank-wolfe", "best"] = "weight"
+    matcher: MatcherName = "weight"
     data: str | None = None
     synthetic: bool = False
     statistic: Literal["product", "correlation"] = "product"
@@ -80,7 +79,7 @@ class Choice:
 
     def check(self, used: Collection[str] = ()) -> None:
         """Raise `UsageError` if the flags contradict each other; `used` are those that the verb needs for itself."""
-        name, takes = f"--matcher {self.matcher}", TAKES[self.matcher]
+        name, takes = f"--matcher {self.matcher}", TAKES.get(self.matcher, ())
         given = [flag for flag, value in (("--data", self.data), ("--synthetic", self.synthetic or None)) if value]
         extra = [flag for flag in given if flag not in (*takes, *used)]
         if extra:
@@ -116,6 +115,9 @@ class Choice:
 
     def _check_weight_use(self, matching: Matching) -> None:
         """Raise `UsageError` if a setting of weight matching was given that goes into nothing."""
+        if matching.seed != Matching.seed and self.matcher == "activation" and not self.synthetic:
+            do = "leave it out: with data there is nothing random in it"
+            raise UsageError("--seed with --matcher activation", "it with --synthetic, or another matcher", do)
         projecting = self.matcher == "straight-through"
         any_solver = projecting or (self.matcher in BY_WEIGHTS and not self.follows_a_loss)
         for name in ("solver", "features", "max_sweeps", "faq_steps"):
@@ -146,14 +148,14 @@ class Choice:
         self._check_weight_use(matching)
         if model is None or (self.matcher in BY_WEIGHTS and not self.follows_a_loss):
             return weight if self.matcher == "weight" else replace(weight, solver=self.matcher)  # type: ignore[arg-type]
-        batches, what = self._inputs(architecture, model)
+        batches, what = self._inputs(architecture, model, matching.seed)
         return OnModel(self._on(model, batches, weight, architecture), model, what, batches)
 
-    def _inputs(self, architecture: Architecture, model: nn.Module) -> tuple[Iterable[Any], str]:
+    def _inputs(self, architecture: Architecture, model: nn.Module, seed: int) -> tuple[Iterable[Any], str]:
         if self.data is not None:
             return load_batches(self.data, "--data"), f"--data {self.data}"
         example = architecture.example_inputs(model)
-        return guarded(lambda: synthetic_batches(model, example), "--synthetic"), "--synthetic"
+        return guarded(lambda: synthetic_batches(model, example, seed=seed), "--synthetic"), "--synthetic"
 
     def _on(
         self, model: nn.Module, batches: Iterable[Any], weight: WeightMatching, architecture: Architecture

@@ -112,7 +112,8 @@ class Matching:
     """How weights are matched.
 
     Args:
-        seed: Seed of whatever is random: the order in which groups of units are visited, starts, batches.
+        seed: Seed of whatever is random: the order in which groups of units are visited, starts, batches,
+            synthetic inputs.
         max_sweeps: Stop after so many rounds through all groups; 100 as published.
         faq_steps: How long to look for a better order of a group that stands on two axes of one tensor, as in recurrent
             layers; 0: not at all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from torch import Tensor
 
@@ -15,7 +16,8 @@ from onebasin.progress import Progress, silent
 from onebasin.spec import STATISTICS, PermutationSpec
 
 # What the command line calls a matcher -> the object that it is in Python.
-NAMED = {
+MatcherName = Literal["weight", "activation", "straight-through", "sinkhorn", "frank-wolfe", "best"]
+NAMED: dict[str, str] = {
     "weight": "ob.WeightMatching()",
     "activation": "ob.ActivationMatching(ob.Activations(model, batches))",
     "straight-through": "ob.StraightThrough(model, batches)",
