@@ -10,7 +10,7 @@ from torch import nn
 
 from onebasin.batchnorm import recompute_batchnorm
 from onebasin.errors import UsageError
-from onebasin.functional import check_repeatable
+from onebasin.functional import BatchLoss, check_repeatable
 from onebasin.matching import (
     ActivationMatching,
     Alignment,
@@ -25,7 +25,6 @@ from onebasin.matching import (
     WeightMatching,
 )
 from onebasin.matching.features import covariance_features
-from onebasin.matching.following import BatchLoss
 from onebasin.pairs import PairMoments, PairStatistics
 from onebasin.params import Params
 from onebasin.permutation import Permutation
@@ -79,6 +78,11 @@ class Best:
         if self.rounds < 0:
             raise UsageError(f"{self.rounds} rounds of polish", "none or more", "pass rounds=0 for none")
 
+    @property
+    def criterion(self) -> Criterion:
+        """What is lowered."""
+        return Criterion(self.model, self.batches, self.loss)
+
     def candidates(
         self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress = silent
     ) -> dict[str, Matcher]:
@@ -114,7 +118,7 @@ class Best:
         progress: Progress = silent,
     ) -> Alignment:
         """Measure, choose and polish. An interrupt keeps the best so far, once there is one."""
-        criterion = Criterion(self.model, self.batches, self.loss)
+        criterion = self.criterion
         candidates = self.candidates(spec, params_a, params_b, progress)
         choice: Matcher = BestOf(criterion, candidates)
         if self.rounds:

@@ -18,6 +18,8 @@ from onebasin.params import check_shapes, compute_dtype, params_of
 
 LABELS = "labels"
 Predict = Callable[..., Any]
+# loss(predict, batch) -> scalar; predict(inputs) behaves as the network between two models does.
+BatchLoss = Callable[[Predict, Any], Tensor]
 
 
 @contextmanager

@@ -93,9 +93,12 @@ def test_without_data() -> None:
 
 def test_many_models() -> None:
     models = [params_of(net(seed)) for seed in range(3)]
-    merged = merge_many(SPEC, models, Best(net(5), INPUTS, rounds=1), max_rounds=2)
+    merged = merge_many(SPEC, models, Best(net(5), INPUTS, rounds=1), max_rounds=1)
     assert merged.between(0, 1) @ merged.between(1, 2) @ merged.between(2, 0) == Permutation.identity(SPEC)
     assert merged.provenance["matcher"] == "Best"
+    pair = Criterion(net(5), INPUTS).between(models[0], models[1])
+    two = merge_many(SPEC, models[:2], Best(net(5), INPUTS, rounds=1), max_rounds=1)
+    assert pair.at(two.between(0, 1)) < pair.at(Permutation.identity(SPEC)) - 1e-3
 
 
 def test_it_is_told_in_json() -> None:

@@ -15,17 +15,19 @@ from onebasin.best import Best
 from onebasin.cli.options import Architecture, Matching, on_device_of
 from onebasin.cli.resolve import guarded, load_batches, load_callable
 from onebasin.errors import UsageError
-from onebasin.functional import Predict, labels_of, logits_of
+from onebasin.functional import BatchLoss, Predict, labels_of, logits_of
 from onebasin.matching import (
     ActivationMatching,
     Alignment,
+    Criterion,
     Matcher,
     SinkhornRebasin,
     StraightThrough,
     WeightMatching,
 )
 from onebasin.matching.align import MatcherName
-from onebasin.matching.following import BatchLoss, classification_loss
+from onebasin.matching.criterion import criterion_of
+from onebasin.matching.following import classification_loss
 from onebasin.params import Params
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
@@ -192,6 +194,11 @@ class OnModel:
     model: nn.Module
     what: str
     batches: Iterable[Any] = field(repr=False)
+
+    @property
+    def criterion(self) -> Criterion | None:
+        """What the matcher lowers, if it is of this kind."""
+        return criterion_of(self.matcher)
 
     def match(
         self,

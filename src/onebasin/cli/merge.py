@@ -79,11 +79,11 @@ def merge(
         return run.plan()
     with progress_bars() as progress:
         weighted = weights or None
-        merged = METHODS[method](spec, [m.params for m in run.models], matcher, weights=weighted, progress=progress)
+        loaded = [m.params if module is None else on_device_of(module, m.params) for m in run.models]
+        merged = METHODS[method](spec, loaded, matcher, weights=weighted, progress=progress)
         params, left, cut = merged.params, dict[str, str](), False
         if module is not None:
-            own = [on_device_of(module, model.params) for model in run.models]
-            ends = [Moved(order, one) for order, one in zip(merged.permutations, own, strict=True)]
+            ends = [Moved(order, one) for order, one in zip(merged.permutations, loaded, strict=True)]
             try:
                 params, left = tools.mend(module, spec, params, ends, weighted, progress)
             except KeyboardInterrupt:

@@ -15,9 +15,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from onebasin.errors import UsageError
-from onebasin.functional import Predict, check_repeatable, eval_mode, inputs_of, logits_of, with_params
+from onebasin.functional import BatchLoss, Predict, check_repeatable, eval_mode, inputs_of, logits_of, with_params
 from onebasin.interpolate import lerp
-from onebasin.matching.following import BatchLoss
 from onebasin.matching.objective import Feature, Objective
 from onebasin.params import Params, map_tensors
 from onebasin.permutation import Permutation
@@ -67,6 +66,12 @@ class Criterion:
     def mode(self) -> AbstractContextManager[None]:
         """Put the model into eval mode, but batch norm into train mode."""
         return eval_mode(self.model, [module for module in self.model.modules() if isinstance(module, _BatchNorm)])
+
+
+def criterion_of(matcher: object) -> Criterion | None:
+    """Return the criterion that a matcher lowers, its `criterion`; None if it goes by weights or activations."""
+    found = getattr(matcher, "criterion", None)
+    return found if isinstance(found, Criterion) else None
 
 
 class Between:

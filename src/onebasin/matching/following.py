@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -15,16 +15,14 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from onebasin.errors import UsageError
-from onebasin.functional import Predict, check_repeatable, eval_mode, labels_of, logits_of, with_params
+from onebasin.functional import BatchLoss, Predict, check_repeatable, eval_mode, labels_of, logits_of, with_params
 from onebasin.interpolate import lerp
 from onebasin.matching.alignment import Alignment, Certificate, StopReason
+from onebasin.matching.criterion import Criterion
 from onebasin.params import Params
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
 from onebasin.spec import PermutationSpec
-
-# loss(predict, batch) -> scalar; predict(inputs) behaves as the network between the two models does.
-BatchLoss = Callable[[Predict, Any], Tensor]
 
 
 def classification_loss(predict: Predict, batch: Any) -> Tensor:
@@ -96,6 +94,11 @@ class LossFollowing(ABC):
         if not 0 <= self.warmup < self.epochs:
             got = f"a warm-up of {self.warmup} epochs in a run of {self.epochs}"
             raise UsageError(got, "one shorter than the run, and not negative", "lower warmup or raise epochs")
+
+    @property
+    def criterion(self) -> Criterion:
+        """The loss half way between the two models, on all batches."""
+        return Criterion(self.model, self.batches, self.loss)
 
     @abstractmethod
     def mover(self, spec: PermutationSpec, params_a: Params, params_b: Params, start: Permutation) -> Mover:

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import nn
 
+from onebasin.functional import BatchLoss
 from onebasin.matching.alignment import Certificate, Matcher, StopReason
-from onebasin.matching.following import BatchLoss, LossFollowing, Mover, Place, classification_loss
+from onebasin.matching.following import LossFollowing, Mover, Place, classification_loss
 from onebasin.matching.weight import WeightMatching
 from onebasin.params import Params, compute_dtype, map_tensors
 from onebasin.permutation import Permutation

@@ -15,6 +15,8 @@ from onebasin.errors import UsageError
 from onebasin.interpolate import shares_of
 from onebasin.matching import Alignment, Matcher, StopReason, align
 from onebasin.matching.align import matcher_of
+from onebasin.matching.best_of import Incumbent
+from onebasin.matching.criterion import criterion_of
 from onebasin.merging.merge import Merge, check_count, provenance
 from onebasin.params import Params, check_finite, check_real, check_shapes, compute_dtype, map_tensors
 from onebasin.permutation import Permutation
@@ -63,7 +65,8 @@ def merge_many(
 
     Source: ainsworth2023, appendix A.10, Alg. 3.
     Differs: weights; and a permutation is taken only if it brings the model closer to the others in the
-    float64 sum, so the distance never rises, whatever the matcher.
+    float64 sum, so the distance never rises. With a matcher that lowers a `Criterion`, as `Best` does, only that is
+    looked at, between the model and the mean of the others: it must surely fall (`BestOf`), and the distance may rise.
     """
     run = Rounds.of(spec, models, matcher, weights, max_rounds)
     stop = run.search(seed, progress)
@@ -156,18 +159,22 @@ class Rounds:
         return StopReason.MAX_SWEEPS
 
     def step(self, number: int, progress: Progress) -> bool:
-        """Align one model to the mean of the others; take the result, and return True, if that brings it closer."""
+        """Align one model to the mean of the others; take the result, and return True, if it is better."""
         mean = self.mean([other for other in range(len(self.models)) if other != number])
         model, before = self.models[number], self.permutations[number]
         found = align(self.spec, mean, model, self.matcher, start=before, progress=progress)
         self.alignments[number] = found
-        least = IMPROVEMENT * math.fsum(_squares(model[name]) for name in self.spec.trained)
-        closer = self.apart(mean, number, before) - self.apart(mean, number, found.permutation) > least
-        if closer:
+        criterion = criterion_of(self.matcher)
+        if criterion is not None:
+            better = Incumbent(criterion.between(mean, dict(model)), before).challenge(found.permutation)
+        else:
+            least = IMPROVEMENT * math.fsum(_squares(model[name]) for name in self.spec.trained)
+            better = self.apart(mean, number, before) - self.apart(mean, number, found.permutation) > least
+        if better:
             self.permutations[number] = found.permutation
         if found.stop is StopReason.INTERRUPTED:
             raise KeyboardInterrupt
-        return closer
+        return better
 
     def mean(self, numbers: Sequence[int]) -> Params:
         """Return the weighted mean of some models in their present order, computed tensor by tensor."""

@@ -67,9 +67,10 @@ def merge_universe(
         progress: called after each step, then as by `merge_many`.
 
     Returns:
-        The mean and how it came about, never further from the models than without permutations; in `Merge.spread` the
-        steps count as the first round. After an interrupt from the keyboard the best so far is returned, and `stop`
-        says so. A network with batch norm needs `recompute_batchnorm` before use.
+        The mean and how it came about, never further from the models than without permutations (but with a matcher that
+        lowers a criterion, see `merge_many`); in `Merge.spread` the steps count as the first round. After an interrupt
+        from the keyboard the best so far is returned, and `stop` says so. A network with batch norm needs
+        `recompute_batchnorm` before use.
 
     Raises:
         UsageError: fewer than two models, no steps, no rounds, no matcher, or weights that do not fit.

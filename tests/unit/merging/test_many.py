@@ -7,20 +7,35 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
-from cases import case
+from cases import case, params, spec_of
 from helpers import assert_same, clone
 from many_models import check_spread_and_mean, copies, mean_squared_distance, strangers
+from nets import SPEC, data, net
+from torch import Tensor
 
 import onebasin
 from onebasin.activations import Activations
 from onebasin.errors import ParamsError, UsageError
+from onebasin.functional import Predict
 from onebasin.interpolate import mean
-from onebasin.matching import ActivationMatching, StopReason, WeightMatching, align
+from onebasin.matching import (
+    ActivationMatching,
+    Alignment,
+    Certificate,
+    Criterion,
+    StopReason,
+    StraightThrough,
+    WeightMatching,
+    align,
+)
 from onebasin.merging import Merge, merge, merge_many, merge_universe
+from onebasin.params import Params, params_of
 from onebasin.permutation import Permutation
+from onebasin.spec import PermutationSpec
 
 
 @pytest.mark.parametrize(("name", "count"), [("wide", 2), ("wide", 5), ("grouped_query", 2), ("unet", 2)])
@@ -127,6 +142,48 @@ def test_a_matcher_that_does_not_know_the_weights_cannot_raise_the_distance() ->
     measure = Activations(case("mlp3").model(), [(*case("mlp3").inputs(seed),) for seed in range(3)])
     found = merge_many(spec, models, ActivationMatching(measure))
     assert list(found.spread) == sorted(found.spread, reverse=True)
+
+
+@dataclass(frozen=True)
+class Told:
+    """Always finds the same order, and goes by a criterion or by nothing."""
+
+    order: Permutation
+    criterion: Criterion | None
+
+    def match(self, spec: PermutationSpec, a: Params, b: Params, start: Permutation, *_: object) -> Alignment:
+        return Alignment(self.order, (0.0,), StopReason.FINISHED, Certificate(), self, 0.0)
+
+
+def test_a_matcher_with_a_criterion_is_judged_by_that_alone() -> None:
+    """Two equal networks: in any other order weights are further apart, and outputs half way smaller."""
+    c, spec = case("mlp3"), spec_of(case("mlp3"))
+    theta, order = params(c), Permutation.random(spec, torch.Generator().manual_seed(1))
+
+    def small(predict: Predict, batch: Tensor) -> Tensor:
+        return predict(batch).square().mean()
+
+    def large(predict: Predict, batch: Tensor) -> Tensor:
+        return -small(predict, batch)
+
+    batches = [c.inputs(seed)[0] for seed in range(3)]
+    lower, higher = (Criterion(c.model(), batches, loss) for loss in (small, large))
+    between = lower.between(theta, theta)
+    assert between.at(order) < between.at(Permutation.identity(spec))
+    taken = merge_many(spec, [theta, theta], Told(order, lower), max_rounds=1)
+    assert taken.spread[-1] > taken.spread[0] == 0
+    for criterion in (higher, None):
+        left = merge_many(spec, [theta, theta], Told(order, criterion))
+        assert left.permutations[1] == Permutation.identity(spec)
+        assert left.stop is StopReason.CONVERGED
+
+
+def test_what_follows_a_loss_is_judged_by_it() -> None:
+    matcher = StraightThrough(net(2), data(61), epochs=30)
+    a, b = params_of(net(0)), params_of(net(1))
+    loss = matcher.criterion.between(a, b)
+    found = merge_many(SPEC, [a, b], matcher, max_rounds=2)
+    assert loss.at(found.between(0, 1)) < loss.at(Permutation.identity(SPEC)) - 1e-3
 
 
 @pytest.mark.parametrize("merged", [merge_many, merge_universe])
