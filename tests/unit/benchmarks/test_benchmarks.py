@@ -74,7 +74,10 @@ def test_power_law_weights_have_falling_singular_values() -> None:
     assert 4 < (values[0] / values[99]).item() < 40
 
 
-def test_activation_matching_is_timed_in_three_parts() -> None:
+def test_activation_matching_is_timed_in_its_parts_and_leaves_the_switch_of_torch_alone() -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision
     found = list(activation.rows("small", lambda: activation.mlp(12, (7, 5)), (20, 3, 4), 2))
-    assert [row.what.rpartition(": ")[2] for row in found] == ["moments of all units", "tracing", "assignments"]
+    parts = ["moments of all units", "the same, torch set to bfloat16 products", "tracing", "assignments"]
+    assert [row.what.rpartition(": ")[2] for row in found] == parts
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
     assert all(row.amount > 0 and row.ratio > 0 for row in found)
