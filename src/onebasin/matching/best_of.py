@@ -20,8 +20,9 @@ from onebasin.spec import PermutationSpec
 class Incumbent:
     """The best permutation so far by a criterion.
 
-    Another takes its place if it lowers J by more than one standard error of that fall, which the losses of the same
-    inputs under both tell: what is less may be chance, and where a network half way is as good as both ends, it is.
+    Another takes its place if J of it is lower still, and lower than J of the reference by more than one standard
+    error of that fall, which the losses of the same inputs under both tell: what is less may be chance, and where a
+    network half way is as good as both ends, it is. The reference is what there was to begin with.
 
     Args:
         between: the criterion.
@@ -33,31 +34,37 @@ class Incumbent:
 
     def __init__(self, between: Between, permutation: Permutation) -> None:
         self.between, self.permutation = between, permutation
-        self._losses = between.checked(between.losses(between.middle(permutation)))
+        self._losses = self._reference = between.checked(between.losses(between.middle(permutation)))
         self.history = [-value_of(self._losses)]
 
     def challenge(self, permutation: Permutation) -> bool:
         """Put `permutation` in the place of the best so far, if it surely is better; return whether it is."""
         losses = self.between.losses(self.between.middle(permutation))
-        falls = torch.cat(self._losses) - torch.cat(losses)
+        falls = torch.cat(self._reference) - torch.cat(losses)
         error = falls.std().item() / math.sqrt(len(falls)) if len(falls) > 1 else 0.0
-        better = -value_of(losses) > self.history[-1] + error
+        value = value_of(losses)
+        better = value < -self.history[-1] and value < value_of(self._reference) - error
         if better:
             self.permutation, self._losses = permutation, losses
-            self.history.append(-value_of(losses))
+            self.history.append(-value)
         return better
+
+    def prefer(self) -> None:
+        """Make the best so far the reference."""
+        self._reference = self._losses
 
 
 @dataclass(frozen=True)
 class BestOf:
-    """The best of several alignments by `Criterion`; the start is one of them, and the first.
+    """The best of several alignments by `Criterion`; the start is one of them.
 
-    They stand in the order of preference: a later one is taken only if it lowers J by more than one standard error of
-    the mean of the differences, input by input. The history is minus J of those that were taken. `note` names the last.
+    The first is preferred: another is taken only if J of it is lower by more than one standard error of the mean of the
+    differences, input by input. Of those, the one of lowest J is taken. The history is minus J of those that were the
+    lowest so far. `note` names the last.
 
     Args:
         criterion: what decides.
-        candidates: matchers, each of which runs from the start; with names, if `note` is to tell them.
+        candidates: matchers, the preferred one first, each of which runs from the start; with names, if `note` is to tell them.
     """
 
     criterion: Criterion = field(repr=False)
@@ -81,6 +88,8 @@ class BestOf:
                 certificate += found.certificate
                 if best.challenge(found.permutation):
                     note = f"candidate {number} was best: {name}"
+                if number == 1:
+                    best.prefer()
                 if found.stop is StopReason.INTERRUPTED:
                     raise KeyboardInterrupt
                 progress("candidates", number, len(self.candidates))

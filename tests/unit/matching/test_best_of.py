@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain, permutations
+from itertools import chain
 from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
@@ -47,22 +47,29 @@ def losses_of(permutation: Permutation) -> list[list[float]]:
     return found
 
 
-def test_another_is_taken_only_if_it_is_surely_better() -> None:
+def test_another_is_taken_only_if_it_is_surely_better_than_the_first() -> None:
     between, losses = Criterion(net(2), INPUTS).between(A, B), [losses_of(one) for one in DRAWN]
-    taken = lower = 0
-    for i, j in permutations(range(len(DRAWN)), 2):
-        falls = [a - b for a, b in zip(chain(*losses[i]), chain(*losses[j]), strict=True)]
-        values = [fmean(map(fmean, losses[k])) for k in (i, j)]
-        surely = values[0] - values[1] > stdev(falls) / sqrt(len(falls))
-        incumbent = Incumbent(between, DRAWN[i])
-        assert incumbent.challenge(DRAWN[j]) == surely
-        assert incumbent.permutation == DRAWN[j if surely else i]
-        assert incumbent.history == pytest.approx([-one for one in values[: 1 + surely]], rel=1e-10)
-        taken, lower = taken + surely, lower + (values[1] < values[0])
-    assert 20 < taken < lower - 5
+    values = [fmean(map(fmean, one)) for one in losses]
+    taken = unsure = 0
+    for i in range(len(DRAWN)):
+        for prefers in (False, True):
+            incumbent, reference, best = Incumbent(between, DRAWN[i]), i, i
+            for j in range(len(DRAWN)):
+                falls = [a - b for a, b in zip(chain(*losses[reference]), chain(*losses[j]), strict=True)]
+                surely = values[reference] - values[j] > stdev(falls) / sqrt(len(falls))
+                unsure += not surely and values[j] < values[best]
+                if surely and values[j] < values[best]:
+                    best, taken = j, taken + 1
+                assert incumbent.challenge(DRAWN[j]) == (best == j != i and surely)
+                assert incumbent.permutation == DRAWN[best]
+                if prefers:
+                    incumbent.prefer()
+                    reference = best
+            assert incumbent.history[-1] == pytest.approx(-values[best], rel=1e-10)
+    assert taken > 10 < unsure
 
 
-def test_candidates_come_in_the_order_of_preference() -> None:
+def test_the_first_candidate_is_what_others_must_surely_beat() -> None:
     between, criterion = Criterion(net(2), INPUTS).between(A, B), Criterion(net(2), INPUTS)
     values = [between.at(one) for one in DRAWN]
     best, *rest = sorted(range(len(DRAWN)), key=values.__getitem__)
