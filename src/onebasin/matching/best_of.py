@@ -64,7 +64,8 @@ class BestOf:
 
     Args:
         criterion: what decides.
-        candidates: matchers, the preferred one first, each of which runs from the start; with names, if `note` is to tell them.
+        candidates: matchers, the preferred one first, each of which runs from the start; with names, if `note` is to
+            tell them.
     """
 
     criterion: Criterion = field(repr=False)
