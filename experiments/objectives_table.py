@@ -2,11 +2,12 @@
 
 Three seeds give three pairs per network (not independent of each other). Numbers are midpoint test loss minus the mean
 test loss of the ends, in nats, on 4,000 test images (MNIST: 10,000); the statistics of batch norm are recomputed before
-each measurement, of the ends as well, from 1,024 training images other than the 1,024 that matching sees. Only
-straight-through matching and Sinkhorn re-basin see labels, of 5,000 images, and run on the first pair alone, for they
-are dear. FW is Frank-Wolfe; what is not marked is solved by coordinate descent. Hybrids are covariance-weighted weights
-and mu times the correlations of activations, by Frank-Wolfe; "from activations": mu is 3, and coordinate descent begins
-where correlations lead. "Unit" weights are divided by their norms, and may stand in the place of those weighted.
+each measurement, of the ends as well, from 1,024 training images other than those that matching sees: 1,024 of them,
+and 7,168 more where "best" chooses, descends and polishes. Only straight-through matching and Sinkhorn re-basin see
+labels, of 5,000 images, and run on the first pair alone, for they are dear. FW is Frank-Wolfe; what is not marked is
+solved by coordinate descent. Hybrids are covariance-weighted weights and mu times the correlations of activations, by
+Frank-Wolfe; "from activations": mu is 3, and coordinate descent begins where correlations lead. "Unit" weights are
+divided by their norms, and may stand in the place of those weighted.
 
     python experiments/objectives_table.py --data DIR --only NETWORK [--columns METHOD ...]
 
@@ -28,6 +29,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -39,6 +41,7 @@ from running import ADDED, bars, command, judged, keep, options
 NAME = "objectives_table"
 NETWORKS = list(TITLES)
 INPUTS, STATISTICS = 1024, 1024  # unlabelled training images for matching; the next ones for batch-norm statistics
+MORE = 7168  # unlabelled training images after those, which "best" sees too
 TEST = 4000  # test images of CIFAR-10 and Fashion-MNIST; all 10,000 of MNIST, whose networks are cheap
 LABELLED, BATCH = 5000, 250  # training images with labels, for the methods that follow them, one pass
 
@@ -79,6 +82,7 @@ class Pair:
     a: ob.Params
     b: ob.Params
     inputs: list[Tensor]
+    more: list[Tensor]
     labelled: list[Split]
     found: dict[str, ob.Alignment] = field(default_factory=dict)
 
@@ -103,7 +107,7 @@ class Pair:
         columns = {"weights": "weights, unit"}  # what a candidate is called here, if not by its name
         found = {name: self.align(columns.get(name, name)) for name in self.candidates}
         known = {name: Known(found[name], matcher) for name, matcher in self.candidates.items()}
-        return BestOfKnown(self.model, self.inputs, known=known, **settings)
+        return BestOfKnown(self.model, self.more, known=known, **settings)
 
     def align(self, method: str) -> ob.Alignment:
         """Return what a column finds."""
@@ -184,7 +188,8 @@ def measure(
     test = batches(splits["test"], BATCH, None if net.data == MNIST else TEST)
     x, y = splits["train"]
     evaluate, images = ob.classification(test), batches((x[INPUTS:], y[INPUTS:]), 256, STATISTICS)
-    inputs, labelled = [x for x, _ in batches((x, y), 256, INPUTS)], batches((x, y), BATCH, LABELLED)
+    inputs, labelled = list(x[:INPUTS].split(256)), batches((x, y), BATCH, LABELLED)
+    more = list(torch.cat([x[:INPUTS], x[INPUTS + STATISTICS :][:MORE]]).split(128))
     spec = ob.permutation_spec(model.eval(), (splits["test"][0][:2],))
 
     def at(params: ob.Params) -> dict[str, float]:
@@ -194,7 +199,7 @@ def measure(
     print(name, *alone, sep="\n", flush=True)
     cells: dict[str, list[dict[str, Any]]] = {**before.get("cells", {})}
     for i, j in combinations(range(len(ends)), 2):
-        midpoints = Midpoints(Pair(model, spec, ends[i], ends[j], inputs, labelled), at)
+        midpoints = Midpoints(Pair(model, spec, ends[i], ends[j], inputs, more, labelled), at)
         for method in methods:
             if method in FIRST_PAIR_ONLY and (i, j) != (0, 1):
                 continue
@@ -267,7 +272,8 @@ def main(arguments: list[str] | None = None) -> None:
     columns = ["naive", *METHODS]
     parser.add_argument("--columns", nargs="+", choices=columns, default=columns, metavar="METHOD", help="which")
     args = parser.parse_args(arguments)
-    settings = {"inputs": INPUTS, "statistics": STATISTICS, "test": TEST, "labelled": LABELLED, "labelled_batch": BATCH}
+    seen = {"inputs": INPUTS, "more_inputs_of_best": MORE, "labelled": LABELLED, "labelled_batch": BATCH}
+    settings = {**seen, "statistics": STATISTICS, "test": TEST}
     for name in args.only:
         begin, before = time.perf_counter(), kept(args.out).get(name, {})
         call = command(NAME, parser, argparse.Namespace(**vars(args) | {"only": [name]}))

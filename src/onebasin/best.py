@@ -44,9 +44,10 @@ class Best:
     4. `Descent` follows the gradient of J from the gains of activations.
     5. `Polish` lowers J further by swaps of units.
 
-    The last two look at every other batch, and are kept if that lowers J of the rest: so where weights alone match
-    well, as on plain networks, they stay. On narrow networks with batch norm they do most, and take most of the time:
-    some hundreds of passes. About 1000 inputs are meant, in batches of about 128; of a single batch there is no rest.
+    The last two look at some of the batches, and are kept if that lowers J of the rest: so where weights alone match
+    well, as on plain networks, they stay. On narrow networks with batch norm they do most, and take most of the time.
+    Some thousand inputs are meant, in batches of about 128: of eight batches and more, eight are the choice's, and of
+    sixteen and more, eight are the rest. Of a single batch there is no rest.
     The history is minus J of the rest, from what the descent found on.
 
     Args:
@@ -120,7 +121,7 @@ class Best:
         """Measure, choose and polish. An interrupt keeps the best so far, once there is one."""
         criterion = self.criterion
         candidates = self.candidates(spec, params_a, params_b, progress)
-        choice: Matcher = BestOf(criterion, candidates)
+        choice: Matcher = BestOf(criterion.few(), candidates)
         if self.rounds:
             descent = Descent(criterion, candidates["activations, correlation"], choice)  # type: ignore[arg-type]
             choice = Polish(criterion, descent, self.rounds, self.seed)

@@ -24,7 +24,7 @@ from onebasin.synthetic import synthetic_batches
 
 A, B = params_of(net(0)), params_of(net(1))
 INPUTS = [inputs for inputs, _ in data(61)]
-HELD = Criterion(net(2), INPUTS).halves()[1]
+HELD = Criterion(net(2), INPUTS).split()[1]
 
 
 def draw(seed: int) -> Permutation:
@@ -42,7 +42,7 @@ def test_it_is_as_good_as_weights_and_polish_better() -> None:
     assert -chosen.objective[-1] == pytest.approx(alone[taken], rel=1e-10)
     assert alone[taken] <= alone["weights"]
     polished = align(SPEC, A, B, replace(best, rounds=5))
-    held = Criterion(net(2), inputs).halves()[1].between(A, B)
+    held = Criterion(net(2), inputs).split()[1].between(A, B)
     assert -polished.objective[-1] == pytest.approx(held.at(polished.permutation), rel=1e-9)
     assert -polished.objective[-1] < held.at(chosen.permutation) - 1e-3
     assert polished.note.startswith(chosen.note)
@@ -73,7 +73,7 @@ def test_a_loss_of_ones_own_decides() -> None:
 
     best = Best(net(2), data(61), loss, rounds=2)
     found = align(SPEC, A, B, best)
-    between = Criterion(net(2), data(61), loss).halves()[1].between(A, B)
+    between = Criterion(net(2), data(61), loss).split()[1].between(A, B)
     assert -found.objective[-1] == pytest.approx(between.at(found.permutation), rel=1e-9)
     assert -found.objective[-1] < between.at(align(SPEC, A, B, Best(net(2), data(61), rounds=2)).permutation)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
@@ -20,6 +22,9 @@ from onebasin.interpolate import lerp
 from onebasin.matching.objective import Feature, Objective
 from onebasin.params import Params, map_tensors
 from onebasin.permutation import Permutation
+
+# So many batches tell good orders from bad ones.
+FEW = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +62,20 @@ class Criterion:
         """
         return Between(self, params_a, params_b)
 
-    def halves(self) -> tuple[Criterion, Criterion]:
-        """Return the criterion of every other batch and that of the rest; twice itself if there is but one batch."""
+    def few(self) -> Criterion:
+        """Return the criterion of eight batches at most, evenly spread."""
         batches = list(self.batches)
-        one, other = (replace(self, batches=batches[first::2] or batches) for first in (0, 1))
-        return one, other
+        return replace(self, batches=batches[:: math.ceil(len(batches) / FEW) or 1])
+
+    def split(self) -> tuple[Criterion, Criterion]:
+        """Return the criterion of most batches and that of the rest: half of them, eight at most.
+
+        Both are of the same batch if there is but one.
+        """
+        batches = list(self.batches)
+        every = max(2, math.ceil(len(batches) / FEW))
+        fitted = [batch for number, batch in enumerate(batches) if number % every != 1]
+        return replace(self, batches=fitted), replace(self, batches=batches[1::every] or batches)
 
     def mode(self) -> AbstractContextManager[None]:
         """Put the model into eval mode, but batch norm into train mode."""
@@ -159,13 +173,15 @@ class Between:
                 count = classes[0].numel() if classes else 0
                 yield Slopes(_gradient(loss.mean(), free), [_gradient(one, free) for one in likelihoods], count)
 
-    def parts(self) -> Iterator[Between]:
-        """Yield the criterion of every single batch, again and again."""
+    def parts(self, count: int) -> Iterator[Between]:
+        """Yield the criterion of the next `count` batches, or of all if there are no more, round and round."""
+        batches = list(zip(self.criterion.batches, self.targets, strict=True))
+        turns = itertools.cycle(batches)
         while True:
-            for batch, target in zip(self.criterion.batches, self.targets, strict=True):
-                part = copy(self)
-                part.criterion, part.targets = replace(self.criterion, batches=[batch]), [target]
-                yield part
+            part, chosen = copy(self), list(itertools.islice(turns, min(count, len(batches))))
+            part.criterion = replace(self.criterion, batches=[batch for batch, _ in chosen])
+            part.targets = [target for _, target in chosen]
+            yield part
 
     def _losses(self, middle: Params) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the losses of the inputs of every batch, and the logits they are made of."""

@@ -44,9 +44,9 @@ class Descent:
         X_p <- X_p - rate_t M_p;    pi_p = the best assignment under X_p       for every group p
 
     The rate falls to zero by half a cosine. Unlike swaps it changes many units at a time, and unlike soft orders it
-    only ever looks at true permutations. Every other batch is descended on. J of the rest is taken eight times on the
-    way: what `first` finds is returned, unless one of these is lower by more than a standard error. A group that
-    `gains` says nothing of stays as in `first`.
+    only ever looks at true permutations. Most batches are descended on. J of the rest (half of them, eight at most) is
+    taken eight times on the way: what `first` finds is returned, unless one of these is lower by more than a standard
+    error. A group that `gains` says nothing of stays as in `first`. The more inputs, the less are they fitted alone.
 
     Costs of a step: a forward and a backward pass of one batch, the gains of all groups, and one assignment each. The
     history is minus J of the rest: of `first`, and whenever it was lowered. Batches of about 128 are meant. When a
@@ -56,7 +56,7 @@ class Descent:
         criterion: what is lowered.
         gains: where the gains R come from; `ActivationMatching(..., statistic="correlation")` is meant.
         first: what the result is compared with; any matcher.
-        steps: batches, every other one in their order, again and again.
+        steps: batches, in their order, again and again.
         rate: learning rate; the default was tuned on one pair of narrow ResNet20s.
 
     Differs: no paper has it. It is the straight-through estimator of ainsworth2023 with gains in the place of weights.
@@ -85,13 +85,13 @@ class Descent:
         found = self.first.match(spec, params_a, params_b, start, progress)
         if found.stop is StopReason.INTERRUPTED:
             return found
-        between, held = (half.between(params_a, params_b) for half in self.criterion.halves())
+        between, held = (part.between(params_a, params_b) for part in self.criterion.split())
         best, stop = Incumbent(held, found.permutation), StopReason.FINISHED
         better = trouble = ""
         objective = self.gains.objective(spec, params_a, params_b, progress)
         run = _Run(between, objective.gains, found.permutation)
         try:
-            for number, part in enumerate(itertools.islice(between.parts(), self.steps), 1):
+            for number, part in enumerate(itertools.islice(between.parts(1), self.steps), 1):
                 if not run.step(part, self.rate * (1 + math.cos(math.pi * number / self.steps)) / 2):
                     stop, trouble = StopReason.NOT_FINITE, f"the gradient was not finite at descent step {number}"
                     break

@@ -15,7 +15,7 @@ from onebasin.errors import UsageError
 from onebasin.interpolate import lerp
 from onebasin.matching.alignment import Alignment, Matcher, StopReason
 from onebasin.matching.best_of import Incumbent
-from onebasin.matching.criterion import Between, Criterion, value_of
+from onebasin.matching.criterion import FEW, Between, Criterion, value_of
 from onebasin.matching.weight import WeightMatching
 from onebasin.params import Params
 from onebasin.permutation import Permutation
@@ -47,15 +47,15 @@ class Polish:
     A round measures them, and tries the swaps of which most is expected, of all groups, disjoint ones together: twice
     as many as were kept the last time. Where J does not fall, each half is tried by itself, down to single swaps; a
     swap that fails alone is not tried again. When some were kept the next round begins; else more are tried, in the end
-    such as have a negative slope only, one by one. Only what lowers J is kept. All that is on every other batch; what
-    is returned has also lowered J of the rest by more than a standard error, or else it would fit those inputs alone.
-    A trial is given up when J has risen on the first half of the batches. Units of a nested group are swapped under one
-    parent unit.
+    such as have a negative slope only, one by one. Only what lowers J is kept. A trial is given up when J has risen on
+    the first half of the batches. Units of a nested group are swapped under one parent unit.
 
-    A round costs about five passes over the inputs for g and s (more if there are fewer than 16 batches, with several
-    draws each), and one or less for every trial. It is the last one after 30 trials without success. The history is
-    minus J of the rest: before, and whenever it fell. `note` tells the counts. When J is not finite at a trial,
-    the run ends; `stop` says so, and `note` on which batch.
+    A round sees eight batches, the next one the next eight. Some are left out of that, half of all and eight at most:
+    what is returned has lowered J of these by more than a standard error. Without, polish fits the inputs it sees.
+
+    A round costs some seven passes over its batches for g and s, and one or less for every trial. It is the last one
+    after 30 trials without success. The history is minus J of what was left out: before, and whenever it fell. `note`
+    tells the counts. When J is not finite at a trial, the run ends; `stop` says so, and `note` on which batch.
 
     Args:
         criterion: what is lowered. With a loss of one's own, swaps are ranked by their slopes alone.
@@ -88,16 +88,17 @@ class Polish:
         found = self.first.match(spec, params_a, params_b, start, progress)
         if found.stop is StopReason.INTERRUPTED:
             return found
-        fit, held = (half.between(params_a, params_b) for half in self.criterion.halves())
-        run, best = _Run(fit, found.permutation, self.seed), Incumbent(held, found.permutation)
-        stop = self._rounds(run, best, progress)
+        fit, held = (part.between(params_a, params_b) for part in self.criterion.split())
+        parts = fit.parts(FEW)
+        run, best = _Run(next(parts), found.permutation, self.seed), Incumbent(held, found.permutation)
+        stop = self._rounds(run, parts, best, progress)
         best.challenge(run.permutation)
         counts = f"{run.kept} swaps kept, {run.trials} trials"
         note = "; ".join(filter(None, (found.note, counts, run.trouble)))
         seconds = time.perf_counter() - began
         return Alignment(best.permutation, tuple(best.history), stop, found.certificate, self, seconds, note=note)
 
-    def _rounds(self, run: _Run, best: Incumbent, progress: Progress) -> StopReason:
+    def _rounds(self, run: _Run, parts: Iterator[Between], best: Incumbent, progress: Progress) -> StopReason:
         count, stop = FIRST, StopReason.FINISHED
         try:
             for number in range(1, self.rounds + 1):
@@ -111,6 +112,7 @@ class Polish:
                     stop = StopReason.NOT_FINITE if run.trouble else stop
                     break
                 best.challenge(run.permutation)
+                run.turn_to(next(parts))
                 count = min(max(2 * (run.kept - before), FIRST // 2), TOGETHER)
         except KeyboardInterrupt:
             stop = StopReason.INTERRUPTED
@@ -145,13 +147,19 @@ class _Run:
     """
 
     def __init__(self, between: Between, permutation: Permutation, seed: int) -> None:
-        self.between, self.permutation = between, permutation
+        self.permutation, self.middle = permutation, between.middle(permutation)
         self.spec: PermutationSpec = permutation.spec
-        self.middle = between.middle(permutation)
-        self.losses = between.checked(between.losses(self.middle))
         self.kept, self.trials, self.trouble = 0, 0, ""
+        self.turn_to(between)
+        between.checked(self.losses)
         self._failed: set[tuple[object, ...]] = set()
         self._generator = torch.Generator().manual_seed(seed)
+
+    def turn_to(self, between: Between) -> None:
+        """Go on with a criterion of other batches."""
+        self.between = between
+        self.losses = between.losses(self.middle)
+        self._is_finite(self.losses)
 
     @property
     def value(self) -> float:
@@ -211,9 +219,9 @@ class _Run:
         middle = self._moved(permutation, {swap.group for swap in swaps})
         losses = self.between.losses(middle, self._hopeless)
         self.trials += 1
-        if not losses[-1].isfinite().all():
-            self.trouble = f"J was not finite on batch {len(losses)}"
-        elif len(losses) == len(self.losses) and value_of(losses) < self.value - LEAST:
+        if not self._is_finite(losses):
+            return
+        if len(losses) == len(self.losses) and value_of(losses) < self.value - LEAST:
             self.permutation, self.middle, self.losses = permutation, middle, losses
             self.kept += len(swaps)
         elif len(swaps) > 1:
@@ -223,6 +231,11 @@ class _Run:
                     self.attempt(part)
         else:
             self._failed.add(swaps[0][:4])
+
+    def _is_finite(self, losses: Sequence[Tensor]) -> bool:
+        bad = [number for number, loss in enumerate(losses, 1) if not loss.isfinite().all()]
+        self.trouble = f"J was not finite on batch {bad[0]} of the round" if bad else ""
+        return not bad
 
     def _hopeless(self, losses: Sequence[Tensor]) -> bool:
         """Return whether half of the batches say that J rises, or one that it is not finite."""

@@ -34,7 +34,7 @@ def draw(seed: int) -> Permutation:
 
 def test_it_lowers_the_criterion_and_never_returns_worse_than_the_first() -> None:
     criterion = Criterion(net(2), INPUTS)
-    between, matched = criterion.halves()[1].between(A, B), align(SPEC, A, B, gains())
+    between, matched = criterion.split()[1].between(A, B), align(SPEC, A, B, gains())
     found = align(SPEC, A, B, Descent(criterion, gains(), gains(), steps=40, rate=1e-2))
     assert found.objective[0] == pytest.approx(-between.at(matched.permutation))
     assert found.objective[-1] == pytest.approx(-between.at(found.permutation))
@@ -58,8 +58,8 @@ def test_a_step_goes_against_the_gradient() -> None:
     between = Criterion(net(2), INPUTS).between(A, B)
     run = _Run(between, gains().objective(SPEC, A, B).gains, draw(3))
     before, at = {name: gain.clone() for name, gain in run.gains.items()}, run.permutation
-    (slopes,) = next(between.parts()).slopes(between.middle(at), 0, torch.Generator())
-    assert run.step(next(between.parts()), 0.125)
+    (slopes,) = next(between.parts(1)).slopes(between.middle(at), 0, torch.Generator())
+    assert run.step(next(between.parts(1)), 0.125)
     for group in SPEC.sizes:
         pushed = (run.gains[group] - before[group]) / -0.125
         assert pushed.square().mean().item() == pytest.approx(1.0)
@@ -116,7 +116,7 @@ def test_an_interrupt_keeps_the_best_so_far() -> None:
     criterion = Criterion(net(2), INPUTS)
     found = align(SPEC, A, B, Descent(criterion, gains(), gains()), progress=stop)
     assert found.stop is StopReason.INTERRUPTED
-    assert -found.objective[-1] == pytest.approx(criterion.halves()[1].between(A, B).at(found.permutation))
+    assert -found.objective[-1] == pytest.approx(criterion.split()[1].between(A, B).at(found.permutation))
 
 
 def test_what_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
@@ -109,6 +110,28 @@ def test_a_loss_of_ones_own_takes_its_place() -> None:
     assert own.between(a, b).at(p) == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("batches", "fitted", "held", "few"), [(1, 1, 1, 1), (2, 1, 1, 2), (9, 5, 4, 5), (16, 8, 8, 8), (64, 56, 8, 8)]
+)
+def test_batches_are_split_evenly_and_dealt_in_turns(batches: int, fitted: int, held: int, few: int) -> None:
+    drawn = inputs(batches)
+    criterion = Criterion(model(), drawn)
+    fit, rest = criterion.split()
+    names = {id(batch): number for number, batch in enumerate(drawn)}
+    seen = [[names[id(batch)] for batch in part.batches] for part in (fit, rest, criterion.few())]
+    assert [len(numbers) for numbers in seen] == [fitted, held, few]
+    assert set(seen[0]) | set(seen[1]) == set(range(batches))
+    assert batches == 1 or not set(seen[0]) & set(seen[1])
+    assert all(numbers == sorted(numbers) for numbers in seen)
+    between = fit.between(weights(1), weights(2))
+    first, second = (list(part.criterion.batches) for part in islice(between.parts(6), 2))
+    assert [names[id(batch)] for batch in (first + second)[:fitted]] == seen[0][:12]
+    part = next(between.parts(6))
+    assert part.losses(part.middle(draw(flat_spec(), 3)))[0].tolist() == pytest.approx(
+        between.losses(between.middle(draw(flat_spec(), 3)))[0].tolist()
+    )
+
+
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_slope_and_curvature_are_those_of_the_way_to_the_swap(
     batch_norm: bool, monkeypatch: pytest.MonkeyPatch
@@ -186,13 +209,13 @@ def test_a_criterion_that_is_not_finite_ends_the_run_with_the_best_so_far() -> N
     def loss(predict: Predict, batch: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        return predict(batch).square().mean() * (float("nan") if calls == 14 else 1.0)
+        return predict(batch).square().mean() * (float("nan") if calls == 16 else 1.0)
 
     found = align(flat_spec(), weights(1), weights(2), Polish(Criterion(model(), inputs(4), loss)))
     assert found.stop is StopReason.NOT_FINITE
     assert "not finite on batch" in found.note
     finite = Criterion(model(), inputs(4), lambda predict, x: predict(x).square().mean())
-    between = finite.halves()[1].between(weights(1), weights(2))
+    between = finite.split()[1].between(weights(1), weights(2))
     assert -found.objective[-1] == pytest.approx(between.at(found.permutation), rel=1e-9)
 
 
@@ -223,7 +246,7 @@ def test_an_interrupt_keeps_the_best_so_far() -> None:
     criterion = Criterion(model(), inputs())
     found = align(flat_spec(), weights(1), weights(2), Polish(criterion), progress=stop)
     assert found.stop is StopReason.INTERRUPTED
-    between = criterion.halves()[1].between(weights(1), weights(2))
+    between = criterion.split()[1].between(weights(1), weights(2))
     assert found.objective[-1] == pytest.approx(-between.at(found.permutation), rel=1e-9)
     assert found.objective[0] <= found.objective[-1]
 
@@ -239,7 +262,7 @@ def test_what_fits_a_few_inputs_only_is_not_kept(fitted: int, gains: bool) -> No
     start = Permutation(spec, {**p.inverse().indices, "P0": torch.cat([index[:4].flip(0), index[4:]])})
     start = start if gains else p.inverse()
     criterion = Criterion(model(), [normal(fitted, 5), normal(400, 9)])
-    fit, held = (half.between(a, b) for half in criterion.halves())
+    fit, held = (half.between(a, b) for half in criterion.split())
     run = _Run(fit, start, 0)
     for _ in range(4):
         run.attempt(next(run.proposals(8)))
