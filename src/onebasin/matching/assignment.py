@@ -13,11 +13,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from onebasin.errors import ParamsError, UsageError
+from onebasin.matching.core import solve_by_core
 
 # Elements that are treated together: small problems share a pass, and the pass stays within the cache.
 BATCH = 1 << 18
 # Problems of fewer units, if there are not many, are left to scipy: there is nothing to win, and nothing to compile.
 SMALL = 64
+# Problems of no more units are carried to the CPU as they are, where there is no numba for them; of larger ones, a core.
+WHOLE = 192
 # Prices to start from are cut off at so many times the largest gain that is seen in so many rows.
 REACH, SAMPLE = 64, 16
 # Gaps and potentials below this share of the largest gains are the rounding of float64.
@@ -116,6 +119,8 @@ def _solve_stack(stack: Tensor, start: Start | None) -> Found:
     start = None if start is None else _bounded(stack, start)
     if _is_for_numba(stack):
         return _by_paths(stack, start)
+    if stack.shape[-1] > WHOLE:
+        return _by_cores(stack, start)
     if start is None:
         return _by_scipy(stack, None)
     short = _shortfall(stack, *start)
@@ -167,6 +172,18 @@ def _by_paths(stack: Tensor, start: Start | None) -> Found:
     index = np.full(prices.shape, -1) if start is None else start.columns.clone().numpy()
     short = compiled.solve(matrices, prices, index, start is not None)
     return Found(torch.from_numpy(index), torch.from_numpy(prices), torch.from_numpy(short))
+
+
+def _by_cores(stack: Tensor, start: Start | None) -> Found:
+    """Solve one after the other by a sparse core; by scipy in whole what is not solved so."""
+    found = []
+    for b, matrix in enumerate(stack):
+        one = solve_by_core(matrix, None if start is None else (start.columns[b], start.prices[b]))
+        if one is None:
+            found.append(_by_scipy(matrix[None], None))
+        else:
+            found.append(Found(one.columns[None], one.prices[None], torch.tensor([one.short], dtype=torch.float64)))
+    return Found(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def _by_scipy(stack: Tensor, _: Start | None) -> Found:
