@@ -19,7 +19,7 @@ from onebasin.matching.core import solve_by_core
 BATCH = 1 << 18
 # Problems of fewer units, if there are not many, are left to scipy: there is nothing to win, and nothing to compile.
 SMALL = 64
-# Problems of no more units are carried to the CPU as they are, where there is no numba for them; of larger ones, a core.
+# Problems of no more units are carried to the CPU as they are, where numba does not serve; of larger ones, a core is.
 WHOLE = 192
 # Prices to start from are cut off at so many times the largest gain that is seen in so many rows.
 REACH, SAMPLE = 64, 16
