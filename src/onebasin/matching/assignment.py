@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -72,8 +71,8 @@ def solve(gains: Tensor, warm: Assignment | None = None) -> Assignment:
         rows = torch.zeros(gains.shape[:-1], dtype=torch.float64)
         return Assignment(rows.long(), zero, zero, rows)
     stack = gains.detach().to(torch.promote_types(gains.dtype, torch.float32)).reshape(-1, n, n)
-    found = [_solve_stack(*piece) for piece in _pieces(stack, warm)]
-    index, prices, short = (torch.cat(parts) for parts in zip(*found, strict=True))
+    start = None if warm is None else _bounded(stack, Start(warm.index.reshape(-1, n), warm.duals.reshape(-1, n)))
+    index, prices, short = _by_paths(stack, start) if _is_for_numba(stack) else _in_pieces(stack, start)
     value = stack.gather(-1, index[..., None].to(stack.device))[..., 0].double().sum(-1).cpu()
     gap = short if short.eq(0).all() else short / _size(stack).clamp_min(torch.finfo(torch.float64).tiny)
     return Assignment(index.reshape(*batch, n), value.reshape(batch), gap.reshape(batch), prices.reshape(*batch, n))
@@ -103,22 +102,16 @@ class Found(NamedTuple):
     short: Tensor
 
 
-def _pieces(stack: Tensor, warm: Assignment | None) -> Iterator[tuple[Tensor, Start | None]]:
-    """Cut a stack of problems, and where to start, into what is solved together."""
-    n = stack.shape[-1]
-    many = max(1, BATCH // n**2)
-    if warm is None:
-        yield from ((piece, None) for piece in stack.split(many))
-    else:
-        starts = (warm.index.reshape(-1, n).split(many), warm.duals.reshape(-1, n).split(many))
-        yield from ((piece, Start(*start)) for piece, *start in zip(stack.split(many), *starts, strict=True))
+def _in_pieces(stack: Tensor, start: Start | None) -> Found:
+    """Solve a stack of problems, a few at a time."""
+    many = max(1, BATCH // stack.shape[-1] ** 2)
+    parts = zip(*(part.split(many) for part in (stack, *(start or ()))), strict=True)
+    found = [_solve_stack(piece, Start(*part) if part else None) for piece, *part in parts]
+    return Found(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def _solve_stack(stack: Tensor, start: Start | None) -> Found:
     """Solve a stack of problems; those whose start is still optimal keep it."""
-    start = None if start is None else _bounded(stack, start)
-    if _is_for_numba(stack):
-        return _by_paths(stack, start)
     if stack.shape[-1] > WHOLE:
         return _by_cores(stack, start)
     if start is None:
@@ -140,11 +133,12 @@ def _bounded(stack: Tensor, start: Start) -> Start:
 
     Any prices will do to start from. They are held against the largest gain in a few rows and among the assigned ones.
     """
-    some = stack[:, :: max(1, stack.shape[-1] // SAMPLE)].abs().flatten(1).amax(-1)
-    taken = stack.gather(-1, start.columns[..., None].to(stack.device)).abs().flatten(1).amax(-1)
-    most = REACH * torch.maximum(some, taken).cpu().double()[:, None]
+    taken = stack.gather(-1, start.columns[..., None].to(stack.device))[..., 0].abs().amax(-1)
+    most = REACH * taken.cpu().double()[:, None]
     if (start.prices.abs() <= most).all():
         return start
+    some = stack[:, :: max(1, stack.shape[-1] // SAMPLE)].abs().flatten(1).amax(-1)
+    most = torch.maximum(most, REACH * some.cpu().double()[:, None])
     return start._replace(prices=(start.prices - start.prices.amin(-1, keepdim=True)).minimum(most))
 
 
