@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from onebasin.matching.tensors import difference_of_rows, squares, transposed
 from onebasin.matching.terms import Dim, Labelled, Term
 from onebasin.params import compute_dtype
 from onebasin.spec import PermutationSpec
@@ -23,8 +24,6 @@ BLOCK, LONG_BLOCK, CACHED = 256, 1024, 1 << 19
 NARROW = 4
 # Elements that are compared in float64 at a time.
 EXACT_PIECE = 1 << 18
-# Rows that are squared at a time: they stay in the cache.
-ROWS = 64
 
 
 def roundoff(dtype: torch.dtype) -> float:
@@ -129,8 +128,9 @@ class Side:
 
     def units_last(self) -> Side:
         """Return a copy of which columns are taken row by row: three to six times faster."""
-        values = self.values.movedim(0, 2) if self.units_first else self.values
-        return Side(values.contiguous(), False)
+        if self.units_first:
+            return Side(transposed(self.values.flatten(1)).unflatten(0, self.values.shape[1:]), False)
+        return Side(self.values.contiguous(), False)
 
     def columns(self, where: Tensor | slice) -> Tensor:
         """Return `Float[Tensor, "n columns"]` of the positions `where` of m, in the dtype of products."""
@@ -142,13 +142,18 @@ class Side:
         part = part.to(compute_dtype(part))
         return part.flatten(1) if self.units_first else part.flatten(0, 1).T
 
+    def differences(self, now: Tensor, before: Tensor) -> Tensor:
+        """Return `columns(now) - columns(before)`."""
+        if self.units_first:
+            return self.columns(now).sub_(self.columns(before))
+        difference = difference_of_rows(self.values.flatten(1), now, before)
+        return difference.view(-1, self.values.shape[2]).T
+
     def norms(self) -> Tensor:
         """Return `Float[Tensor, "n"]`, the Euclidean norm of each unit."""
-        dtype = compute_dtype(self.values)
         if self.units_first:
-            return torch.linalg.vector_norm(self.values.flatten(1), dim=1, dtype=dtype)
-        parts = (part.to(dtype).square().sum(0) for part in self.values.flatten(0, 1).split(ROWS))
-        return sum(parts, torch.zeros((), dtype=dtype, device=self.values.device)).sqrt()
+            return torch.linalg.vector_norm(self.values.flatten(1), dim=1, dtype=compute_dtype(self.values))
+        return squares(self.values.flatten(0, 1)).sqrt()
 
     def rows(self, units: Tensor) -> Tensor:
         """Return `Float[Tensor, "units m fixed"]` of some units."""
@@ -221,9 +226,8 @@ class Product:
         block = BLOCK if gains.numel() <= CACHED else LONG_BLOCK
         step, longest, count = max(1, PIECE * self.positions // a.values.numel()), 0, 0
         for where in _pieces(source, seen, step):
-            left, right = a.columns(where), b.columns(_run(source[where]) if seen is None else source[where])
-            if seen is not None:
-                right = right.sub_(b.columns(seen[where]))
+            new = source[where]
+            left, right = a.columns(where), b.columns(_run(new)) if seen is None else b.differences(new, seen[where])
             for x, y in zip(left.split(block, 1), right.split(block, 1), strict=True):
                 gains.addmm_(x.to(gains.dtype), y.T.to(gains.dtype))
                 longest, count = max(longest, x.shape[1]), count + 1

@@ -20,11 +20,9 @@ from torch import Tensor
 
 from onebasin import layout
 from onebasin.layout import Axes
+from onebasin.matching.tensors import dot
 from onebasin.params import compute_dtype
 from onebasin.spec import PermutationSpec
-
-# Elements that are converted to float64 at a time when a value is summed up: they stay in the cache (6 times faster).
-CHUNK = 1 << 15
 
 
 class Dim(NamedTuple):
@@ -181,9 +179,7 @@ class Term:
         """Sum everything up in float64; every group must have been moved."""
         dims = tuple(dict.fromkeys(self.a.dims + self.b.dims))
         a, b = torch.broadcast_tensors(self.a.aligned(dims), self.b.aligned(dims))
-        rows = max(1, CHUNK * len(a) // max(a.numel(), 1)) if dims else 1
-        pieces = zip(a.split(rows), b.split(rows), strict=True) if dims else ((a, b),)
-        return math.fsum(torch.dot(x.double().flatten(), y.double().flatten()).item() for x, y in pieces)
+        return dot(a, b)
 
     @cached_property
     def bound(self) -> float:
