@@ -19,6 +19,8 @@ from onebasin.moments import CrossStatistics
 from onebasin.params import Params, params_of
 from onebasin.spec import PermutationSpec
 from onebasin.symmetry.discover import permutation_spec
+from onebasin.symmetry.export import export
+from onebasin.symmetry.graph import flat_inputs, graph_function, pair_function
 
 SIZES = (5, 3, 2)  # of batches
 
@@ -186,6 +188,22 @@ def test_nothing_is_kept_but_one_matrix_per_group() -> None:
         moments.update(batch)
     kept = [x for stream in moments.streams.values() for x in (stream.products, stream.a.mean, stream.a.squares)]
     assert sum(x.numel() for x in kept) == (7 * 7 + 2 * 7) + (5 * 5 + 2 * 5)
+
+
+@pytest.mark.parametrize("name", ["in_place", "unet", "grouped_query", "two_inputs"])
+def test_networks_in_step_give_what_each_gives_by_itself(name: str) -> None:
+    c, seen = case(name), dict[int, tuple[Tensor, Tensor]]()
+    exported = export(c.model(), c.inputs(0))
+    taps = Taps.of(c.model(), spec_of(c), exported, None)
+    both = [params(c, 0), params(c, 1)]
+    read = pair_function(exported, taps.nodes)
+    read(*both, flat_inputs(exported), lambda number, *pair: seen.update({number: (pair[0].clone(), pair[1].clone())}))
+    alone = graph_function(exported, taps.nodes)
+    expected = list(zip(*(alone(weights, flat_inputs(exported)) for weights in both), strict=True))
+    assert len(expected) == len(seen) > 0
+    for number, pair in enumerate(expected):
+        assert all(map(torch.equal, seen[number], pair))
+        assert not torch.equal(*pair)
 
 
 def deep_mlp() -> nn.Module:
