@@ -18,6 +18,7 @@ MISSING, MISSING_MOST = 0.3, 0.6
 UNAIDED = 192  # problems of no more units are solved faster than better prices are found
 # Rows without a column bid so many times over, with so many bids each. More leave less to the searches.
 ROUNDS, BIDS = 3, 4
+FEW = 24  # of a large matrix, so small a share of the rows is searched for faster than choosing columns takes
 # Pairs are tight if they fall short of the best by no more than this share: the rounding of float64.
 TIGHT = 1e-15
 
@@ -102,7 +103,7 @@ def complete(matrix: Array, prices: Array, index: Array) -> None:
     n = index.shape[0]
     free, owner = without_column(index)
     bid(free, matrix, prices, index, owner)
-    if n > DENSE:
+    if n > DENSE and len(free) > n // FEW:
         augment_sparsely(free, matrix, prices, index, owner)
         if len(free) > n // 8:  # prices that are worse than none
             prices[:], index[:] = 0.0, -1

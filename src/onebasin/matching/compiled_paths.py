@@ -18,6 +18,7 @@ from onebasin.matching.compiled_rows import CHUNK, INFINITY, Array, best_of_chun
 LEAST, MOST = 12, 24
 # Matrices up to this size are searched by whole rows, and larger ones once one of so many rows was in need of it.
 DENSE, AGAIN = 768, 4
+STRIP = 64  # columns whose nearest is noted together
 
 
 # What rows keep: columns `Int[Array, "n most"]`, of which the first few count; what they are worth to the row; how many
@@ -74,9 +75,9 @@ def flip(start: int, end: int, before: Array, index: Array, owner: Array) -> Non
 def relax(i: int, level: float, row: Array, paid: Array, known: Array, before: Array) -> tuple[int, float]:
     """Follow the arcs of row i to all columns, and return the nearest one, and how far it is."""
     n, at, nearest = row.shape[0], 0, INFINITY
-    for start in range(0, n, CHUNK):
-        gains, prices = row[start : start + CHUNK], paid[start : start + CHUNK]
-        lengths, rows, least = known[start : start + CHUNK], before[start : start + CHUNK], INFINITY
+    for start in range(0, n, STRIP):
+        gains, prices = row[start : start + STRIP], paid[start : start + STRIP]
+        lengths, rows, least = known[start : start + STRIP], before[start : start + STRIP], INFINITY
         for lane in range(gains.shape[0]):
             length = level - (gains[lane] - prices[lane])
             shorter = length < lengths[lane]
@@ -104,13 +105,8 @@ def augment_sparsely(free: list[int], matrix: Array, prices: Array, index: Array
     `level` of a row is its own length and its best margin.
     """
     n, most, again = index.shape[0], min(MOST, index.shape[0]), 0
-    columns, gains, number, outside = (
-        np.empty((n, most), np.int64),
-        np.empty((n, most)),
-        np.zeros(n, np.int64),
-        np.full(n, INFINITY),
-    )
-    kept = columns, gains, number, outside
+    kept = np.empty((n, most), np.int64), np.empty((n, most)), np.zeros(n, np.int64), np.full(n, INFINITY)
+    columns, gains, number, outside = kept
     distance, before, done, level = np.full(n, INFINITY), np.empty(n, np.int64), np.zeros(n, np.bool_), np.empty(n)
     while len(free) > 0 and again <= n // AGAIN:
         start = free.pop()

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Compiled code on disk is renewed when its own file changes: whoever edits this one should touch its users, too.
 # Of so many columns together the best margin is noted: where it lies is then looked for among them alone.
-CHUNK = 64
+CHUNK = 32
 INFINITY = np.inf
 
 
