@@ -41,9 +41,9 @@ class Net:
     seeds: int = 3
 
 
-def _sgd(epochs: int, rate: float = 0.2, *, augment: bool = True, bf16: bool = True) -> Recipe:
+def _sgd(epochs: int, rate: float = 0.2, **settings: bool) -> Recipe:
     """Return the recipe of all convolutional networks here: a few epochs, one of them to warm up."""
-    return Recipe(rate, epochs, 100, "sgd", decay=5e-4, augment=augment, bf16=bf16)
+    return Recipe(rate, epochs, 100, "sgd", decay=5e-4, **{"augment": True} | settings)
 
 
 NETS = {
