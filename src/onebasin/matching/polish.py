@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from onebasin.errors import UsageError
-from onebasin.interpolate import lerp
 from onebasin.matching.alignment import Alignment, Matcher, StopReason
 from onebasin.matching.best_of import Incumbent
-from onebasin.matching.criterion import FEW, Between, Criterion, value_of
+from onebasin.matching.criterion import FEW, Between, Criterion
+from onebasin.matching.moves import LEAST, Move, Trials
 from onebasin.matching.weight import WeightMatching
 from onebasin.params import Params
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
 from onebasin.spec import PermutationSpec
 
-# A swap must lower the criterion by more than this (nats), as in the study it comes from: less is rounding or fit.
-LEAST = 1e-5
 # Samples of the curvature.
 SAMPLES = 16
 # Trials without success that end the run.
@@ -119,58 +116,28 @@ class Polish:
         return stop
 
 
-class Swap(NamedTuple):
-    """Two units that may change places.
-
-    Args:
-        group: theirs.
-        row: new units of the parents.
-        places: the two new units.
-        old: the two old units that are there.
-        expected: by how much J should change.
-    """
-
-    group: str
-    row: tuple[int, ...]
-    places: tuple[int, int]
-    old: tuple[int, int]
-    expected: float
-
-
-class _Run:
+class _Run(Trials):
     """An alignment that is being polished.
 
     Args:
         between: the criterion.
         permutation: to begin with.
         seed: of the draws.
+
+    Raises:
+        UsageError: the criterion is not finite.
     """
 
     def __init__(self, between: Between, permutation: Permutation, seed: int) -> None:
-        self.permutation, self.middle = permutation, between.middle(permutation)
-        self.spec: PermutationSpec = permutation.spec
-        self.kept, self.trials, self.trouble = 0, 0, ""
-        self.turn_to(between)
+        super().__init__(between, permutation)
         between.checked(self.losses)
-        self._failed: set[tuple[object, ...]] = set()
         self._generator = torch.Generator().manual_seed(seed)
 
-    def turn_to(self, between: Between) -> None:
-        """Go on with a criterion of other batches."""
-        self.between = between
-        self.losses = between.losses(self.middle)
-        self._is_finite(self.losses)
-
-    @property
-    def value(self) -> float:
-        """J of the present order."""
-        return value_of(self.losses)
-
-    def proposals(self, count: int) -> Iterator[list[Swap]]:
+    def proposals(self, count: int) -> Iterator[list[Move]]:
         """Yield swaps that have not failed, best first: up to `count` that should lower J and share no unit, or one."""
         pool = sorted(self._swaps(), key=lambda swap: swap.expected)
         while pool:
-            chosen: list[Swap] = []
+            chosen: list[Move] = []
             taken: set[tuple[object, ...]] = set()
             for swap in pool:
                 units = {(swap.group, swap.row, unit) for unit in swap.places}
@@ -180,7 +147,7 @@ class _Run:
             yield chosen
             pool = [swap for swap in pool if swap not in chosen]
 
-    def _swaps(self) -> Iterator[Swap]:
+    def _swaps(self) -> Iterator[Move]:
         slopes, bends = self.look()
         for group, slope in slopes.items():
             index, expected = self.permutation.indices[group], slope + bends.get(group, 0) / 2
@@ -189,9 +156,9 @@ class _Run:
             values, order = flat.topk(min(len(flat), POOL), largest=False)
             places = torch.stack(torch.unravel_index(order, expected.shape), 1).tolist()
             for value, (*row, i, j) in zip(values.tolist(), places, strict=True):
-                old = index[(*row, i)].item(), index[(*row, j)].item()
-                swap = Swap(group, tuple(row), (i, j), old, value)  # type: ignore[arg-type]
-                if value < math.inf and swap[:4] not in self._failed:
+                old = index[(*row, j)].item(), index[(*row, i)].item()
+                swap = Move(group, tuple(row), (i, j), old, value)  # type: ignore[arg-type]
+                if value < math.inf and not self.has_failed(swap):
                     yield swap
 
     def look(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -212,49 +179,6 @@ class _Run:
         gains = self.between.gains(gradient, self.permutation, self.spec.sizes)
         indices = self.permutation.indices
         return {group: _changes(gain.cpu().double(), indices[group]) for group, gain in gains.items()}
-
-    def attempt(self, swaps: Sequence[Swap]) -> None:
-        """Swap if that lowers J; else try each half by itself."""
-        permutation = self._swapped(swaps)
-        middle = self._moved(permutation, {swap.group for swap in swaps})
-        losses = self.between.losses(middle, self._hopeless)
-        self.trials += 1
-        if not self._is_finite(losses):
-            return
-        if len(losses) == len(self.losses) and value_of(losses) < self.value - LEAST:
-            self.permutation, self.middle, self.losses = permutation, middle, losses
-            self.kept += len(swaps)
-        elif len(swaps) > 1:
-            half = (len(swaps) + 1) // 2
-            for part in (swaps[:half], swaps[half:]):
-                if not self.trouble:
-                    self.attempt(part)
-        else:
-            self._failed.add(swaps[0][:4])
-
-    def _is_finite(self, losses: Sequence[Tensor]) -> bool:
-        bad = [number for number, loss in enumerate(losses, 1) if not loss.isfinite().all()]
-        self.trouble = f"J was not finite on batch {bad[0]} of the round" if bad else ""
-        return not bad
-
-    def _hopeless(self, losses: Sequence[Tensor]) -> bool:
-        """Return whether half of the batches say that J rises, or one that it is not finite."""
-        seen = len(losses)
-        rises = value_of(losses) > value_of(self.losses[:seen])
-        return not losses[-1].isfinite().all() or (2 * seen >= len(self.losses) > seen and rises)
-
-    def _swapped(self, swaps: Sequence[Swap]) -> Permutation:
-        indices = {group: self.permutation.indices[group].clone() for group in {swap.group for swap in swaps}}
-        for swap in swaps:
-            row, (i, j) = indices[swap.group][swap.row], swap.places
-            row[i], row[j] = swap.old[1], swap.old[0]
-        return Permutation(self.spec, {**self.permutation.indices, **indices})
-
-    def _moved(self, permutation: Permutation, groups: set[str]) -> Params:
-        """Return the midpoint at `permutation`, which differs from the present one in these groups only."""
-        names = dict.fromkeys(name for group in groups for name, _ in self.spec.groups[group].axes)
-        moved = {name: permutation.move(self.between.b[name], self.spec.tensors[name]) for name in names}
-        return {**self.middle, **lerp({name: self.between.a[name] for name in names}, moved, 0.5)}
 
 
 def _changes(gains: Tensor, index: Tensor) -> Tensor:

@@ -179,6 +179,7 @@ def test_swaps_come_in_disjoint_sets_the_most_promising_first() -> None:
     assert sets[0][0].expected == min(swap.expected for swap in everything)
     again = _Run(run.between, run.permutation, 0)
     again._failed.add(sets[0][0][:4])
+    assert again.has_failed(sets[0][0])
     assert sets[0][0] not in [swap for swaps in again.proposals(5) for swap in swaps]
 
 
@@ -200,7 +201,7 @@ def improving(between: Between, p: Permutation) -> float:
     """Return the share of the twenty most recommended swaps, tried alone, that lower the criterion."""
     run = _Run(between, p, 1)
     pool = sorted((swap for swaps in run.proposals(1) for swap in swaps), key=lambda swap: swap.expected)[:20]
-    return fmean(between.at(run._swapped([swap])) < run.value - polish.LEAST for swap in pool)
+    return fmean(between.at(run.moved([swap])) < run.value - polish.LEAST for swap in pool)
 
 
 def test_a_criterion_that_is_not_finite_ends_the_run_with_the_best_so_far() -> None:
