@@ -123,6 +123,26 @@ def test_an_interrupt_keeps_the_best_so_far() -> None:
     assert -found.objective[-1] == pytest.approx(criterion.split()[1].between(A, B).at(found.permutation))
 
 
-def test_what_is_refused() -> None:
-    with pytest.raises(UsageError, match="0 steps"):
-        Descent(Criterion(net(2), INPUTS), gains(), gains(), steps=0)
+def test_a_criterion_that_is_not_finite_ends_the_crossing_with_what_was_kept() -> None:
+    crossing = False
+
+    def watch(task: str, done: int, total: int) -> None:
+        nonlocal crossing
+        crossing = crossing or (task, done) == ("crossing, round 1", 1)
+
+    def loss(predict: Predict, batch: Tensor) -> Tensor:
+        return predict(batch).square().mean() * (float("nan") if crossing else 1.0)
+
+    matcher = Descent(Criterion(net(2), INPUTS, loss), gains(), gains(), steps=40, rate=1e-2)
+    found = align(SPEC, A, B, matcher, progress=watch)
+    assert crossing
+    assert found.stop is StopReason.NOT_FINITE
+    assert "not finite on batch" in found.note
+    finite = Criterion(net(2), INPUTS, lambda predict, batch: predict(batch).square().mean())
+    assert -found.objective[-1] == pytest.approx(finite.split()[1].between(A, B).at(found.permutation))
+
+
+@pytest.mark.parametrize("name", ["steps", "runs"])
+def test_what_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"0 {name}"):
+        Descent(Criterion(net(2), INPUTS), gains(), gains(), **{name: 0})
