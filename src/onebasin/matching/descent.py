@@ -55,10 +55,10 @@ class Descent:
     end: what `first` finds is returned, unless one of these is lower by more than a standard error. A group that
     `gains` says nothing of stays as in `first`. The more inputs, the less are they fitted alone.
 
-    Costs of a step: a forward and a backward pass of one batch, the gains of all groups, and one assignment each; of a
-    cycle, a forward pass of half to all of sixteen batches, if it is not taken over together with others. The history
-    is minus J of the rest: of `first`, and whenever it was lowered. Batches of about 128 are meant. When a number is
-    not finite the run ends; `stop` says so, and `note` at which step.
+    Costs of a step: a forward and a backward pass of one batch, the gains of all groups, and one assignment each;
+    of a cycle, a forward pass of sixteen batches, or fewer if J surely rises. The history is minus J of the rest:
+    of `first`, and whenever it was lowered. Batches of about 128 are meant. When a number is not finite the run
+    ends; `stop` says so, and `note` at which step.
 
     Args:
         criterion: what is lowered.

@@ -17,6 +17,8 @@ from onebasin.permutation import Permutation
 
 # A move must lower the criterion by more than this (nats), as in the study it comes from: less is rounding or fit.
 LEAST = 1e-5
+# A trial ends as soon as the rise of J is so many times its standard error.
+SURE = 2
 
 
 class Move(NamedTuple):
@@ -125,10 +127,13 @@ class Trials:
         return not bad
 
     def _hopeless(self, losses: Sequence[Tensor]) -> bool:
-        """Return whether half of the batches say that J rises, or one that it is not finite."""
+        """Return whether J surely rises, by what is seen so far or at all by half of it, or is not finite."""
         seen = len(losses)
-        rises = value_of(losses) > value_of(self.losses[:seen])
-        return not losses[-1].isfinite().all() or (2 * seen >= len(self.losses) > seen and rises)
+        rises = torch.cat(list(losses)) - torch.cat(self.losses[:seen])
+        error = rises.std().item() / math.sqrt(len(rises)) if len(rises) > 1 else math.inf
+        rise = rises.mean().item()
+        is_sure = seen < len(self.losses) and rise > (0 if 2 * seen >= len(self.losses) else SURE * error)
+        return is_sure or not losses[-1].isfinite().all()
 
     def _midpoint(self, permutation: Permutation, groups: set[str]) -> Params:
         """Return the midpoint at `permutation`, which differs from the present one in these groups only."""

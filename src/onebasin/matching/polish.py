@@ -41,11 +41,12 @@ class Polish:
     midpoint's own output draws. So <s, D> of a few draws gives the curvature of every swap, as <g, D> gives the slope:
     all pairs of units of all groups from one pass over the inputs.
 
-    A round measures them, and tries the swaps of which most is expected, of all groups, disjoint ones together: twice
-    as many as were kept the last time. Where J does not fall, each half is tried by itself, down to single swaps; a
-    swap that fails alone is not tried again. When some were kept the next round begins; else more are tried, in the end
-    such as have a negative slope only, one by one. Only what lowers J is kept. A trial is given up when J has risen on
-    the first half of the batches. Units of a nested group are swapped under one parent unit.
+    A round measures them, and tries the swaps of which most is expected, of all groups, disjoint ones together:
+    twice as many as were kept the last time. Where J does not fall, each half is tried by itself, down to single
+    swaps; a swap that fails alone is not tried again. When some were kept the next round begins; else more are
+    tried, in the end such as have a negative slope only, one by one. Only what lowers J is kept. A trial is given
+    up when J has surely risen, by two standard errors, or risen at all on the first half of the batches. Units of a
+    nested group are swapped under one parent unit.
 
     A round sees eight batches, the next one the next eight. Some are left out of that, half of all and eight at most:
     what is returned has lowered J of these by more than a standard error. Without, polish fits the inputs it sees.
