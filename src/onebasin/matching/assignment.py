@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from onebasin.errors import ParamsError, UsageError
-from onebasin.matching.core import solve_by_core
+from onebasin.matching.core import shortfalls, solve_by_core, to_host
 
 # Elements that are treated together: small problems share a pass, and the pass stays within the cache.
 BATCH = 1 << 18
@@ -73,7 +73,7 @@ def solve(gains: Tensor, warm: Assignment | None = None) -> Assignment:
     stack = gains.detach().to(torch.promote_types(gains.dtype, torch.float32)).reshape(-1, n, n)
     start = None if warm is None else _bounded(stack, Start(warm.index.reshape(-1, n), warm.duals.reshape(-1, n)))
     index, prices, short = _by_paths(stack, start) if _is_for_numba(stack) else _in_pieces(stack, start)
-    value = stack.gather(-1, index[..., None].to(stack.device))[..., 0].double().sum(-1).cpu()
+    value = to_host(stack.gather(-1, index[..., None].to(stack.device))[..., 0].double().sum(-1))
     gap = short if short.eq(0).all() else short / _size(stack).clamp_min(torch.finfo(torch.float64).tiny)
     return Assignment(index.reshape(*batch, n), value.reshape(batch), gap.reshape(batch), prices.reshape(*batch, n))
 
@@ -115,15 +115,15 @@ def _solve_stack(stack: Tensor, start: Start | None) -> Found:
     if stack.shape[-1] > WHOLE:
         return _by_cores(stack, start)
     if start is None:
-        return _by_scipy(stack, None)
+        return _by_scipy(stack)
     short = _shortfall(stack, *start)
     rounding = SETTLED * _size(stack) if short.any() else short
     rest = (short > rounding).nonzero()[:, 0]
     if len(rest) == len(stack):
-        return _by_scipy(stack, start)
+        return _by_scipy(stack)
     found = Found(*start, short)
     if len(rest):
-        again = _by_scipy(stack[rest], Start(*(part[rest] for part in start)))
+        again = _by_scipy(stack[rest])
         found = Found(*(old.index_copy(0, rest, new) for old, new in zip(found, again, strict=True)))
     return found
 
@@ -134,11 +134,11 @@ def _bounded(stack: Tensor, start: Start) -> Start:
     Any prices will do to start from. They are held against the largest gain in a few rows and among the assigned ones.
     """
     taken = stack.gather(-1, start.columns[..., None].to(stack.device))[..., 0].abs().amax(-1)
-    most = REACH * taken.cpu().double()[:, None]
+    most = REACH * to_host(taken).double()[:, None]
     if (start.prices.abs() <= most).all():
         return start
     some = stack[:, :: max(1, stack.shape[-1] // SAMPLE)].abs().flatten(1).amax(-1)
-    most = torch.maximum(most, REACH * some.cpu().double()[:, None])
+    most = torch.maximum(most, REACH * to_host(some).double()[:, None])
     return start._replace(prices=(start.prices - start.prices.amin(-1, keepdim=True)).minimum(most))
 
 
@@ -174,15 +174,15 @@ def _by_cores(stack: Tensor, start: Start | None) -> Found:
     for b, matrix in enumerate(stack):
         one = solve_by_core(matrix, None if start is None else (start.columns[b], start.prices[b]))
         if one is None:
-            found.append(_by_scipy(matrix[None], None))
+            found.append(_by_scipy(matrix[None]))
         else:
             found.append(Found(one.columns[None], one.prices[None], torch.tensor([one.short], dtype=torch.float64)))
     return Found(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def _by_scipy(stack: Tensor, _: Start | None) -> Found:
-    """Solve by scipy; find prices afterwards."""
-    doubles = stack.to("cpu", torch.float64)
+def _by_scipy(stack: Tensor) -> Found:
+    """Solve by scipy, for which matrices go to the host as they are; find prices afterwards."""
+    doubles = to_host(stack).double()
     columns = [linear_sum_assignment(matrix, maximize=True)[1] for matrix in doubles.numpy()]
     index = torch.from_numpy(np.stack(columns).astype(np.int64))
     prices = _prices(doubles, index)
@@ -199,18 +199,12 @@ def _shortfall(stack: Tensor, index: Tensor, prices: Tensor) -> Tensor:
 
         arrays = (part.contiguous().numpy() for part in (stack, prices.to(torch.float64), index))
         return torch.from_numpy(compiled.shortfalls(*arrays))
-    index, prices = index.to(stack.device), prices.to(stack.device)
-    short = torch.zeros(len(stack), dtype=torch.float64, device=stack.device)
-    height = max(1, BATCH // (len(stack) * stack.shape[-1]))
-    for rows, columns in zip(stack.split(height, -2), index.split(height, -1), strict=True):
-        margins = rows - prices[:, None, :]
-        short += (margins.amax(-1) - margins.gather(-1, columns[..., None])[..., 0]).sum(-1)
-    return short.cpu()
+    return to_host(shortfalls(stack, prices.to(stack.device), index.to(stack.device)).sum(-1))
 
 
 def _size(stack: Tensor) -> Tensor:
     """Return the sum over rows of the largest absolute gain: what gaps are a share of."""
-    return torch.maximum(stack.amax(-1), -stack.amin(-1)).double().sum(-1).cpu()
+    return to_host(torch.maximum(stack.amax(-1), -stack.amin(-1)).double().sum(-1))
 
 
 def _prices(gains: Tensor, index: Tensor) -> Tensor:

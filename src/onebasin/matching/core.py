@@ -20,8 +20,8 @@ from onebasin.matching.sinkhorn_prices import sinkhorn_prices
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Arcs of a row in the mean, at first. With good prices eight are enough, and more cost little.
-ARCS = 8
+# Arcs of a row in the mean, at first. With good prices eight are enough; more cost little, and save rounds.
+ARCS = 12
 # If more arcs than so many a row are as good, each row gets its own best ones.
 MOST = 32
 LANES = 32
@@ -29,15 +29,22 @@ SAMPLE = 64  # rows that tell how good prices are
 # If a larger share of the rows would rather have other columns, better prices come first. Up to the second share they
 # are found from those at hand; the third is where there are none yet.
 LOOSE, LOOSE_MOST, LOOSE_COLD = 0.4, 0.8, 0.15
+# If no more of them are, all may be settled at these prices.
+SETTLED_MOST = 0.02
+# With rows so many times as large as others, prices of the ones are nothing but rounding to the others.
+SCALES = 1e4
 # On a CPU, rows are taken so many elements at a time: they stay in the cache from one operation to the next.
-BLOCK, LARGE_BLOCK = 1 << 16, 1 << 26
+BLOCK, LARGE_BLOCK = 1 << 18, 1 << 26
 # Columns are alike to a row if it loses less by the one than by the other, by no more than this share of what it loses
-# by the median of its arcs. So many rows may happen to find some; they are not the same columns, then.
-ALIKE, FEW_ALIKE = 1e-5, 8
-# Weights of arcs are whole numbers of so many bits; those of more than so many times the median are as good as any.
+# by the median of its arcs. So many of the rows looked at may happen to find some that are not the same columns.
+ALIKE, FEW_ALIKE = 1e-5, 4
+# Weights of arcs are whole numbers of so many bits, if none is more than so many times the median: else too many bits
+# of the others would be lost.
 BITS, RANGE = 44, 1 << 20
 # A core that still lacks arcs after so many rounds is given up.
 ROUNDS = 16
+# A margin is wrong by less than so many units of rounding of itself and of the prices.
+ROUNDING = 2
 # Gaps and prices below this share of the gains are the rounding of float64.
 SETTLED = 1e-15
 
@@ -112,14 +119,13 @@ class Core:
     def assign(self, prices: Array) -> Array:
         """Return the best assignment by these arcs; that is fast from good prices."""
         slack = self.slack(prices)
-        if self._is_contested(slack):
+        most = slack.max()
+        if most > RANGE * (float(np.median(slack)) or most) or self._is_contested(slack):
             whole = np.full((self.n, self.n), np.inf)
             np.put(whole, self.positions, slack)
             return np.asarray(linear_sum_assignment(whole)[1], np.int64)
         # In whole numbers nothing is lost by rounding on the way, which could go on for ever; zero would be no arc.
-        most = min(slack.max(), RANGE * (float(np.median(slack)) or slack.max()))
-        unit = 2.0 ** (math.frexp(most)[1] - BITS)
-        weights = np.rint(np.minimum(slack, most) / unit) + 1.0
+        weights = np.rint(slack / 2.0 ** (math.frexp(most)[1] - BITS)) + 1.0
         graph = csr_array((weights, self.columns, self.bounds), shape=(self.n, self.n))
         return np.asarray(min_weight_full_bipartite_matching(graph)[1], np.int64)
 
@@ -128,11 +134,11 @@ class Core:
 
         Scipy's sparse solver lets rows outbid each other for them by these differences, as long as it takes.
         """
-        width, rows = int(self.counts.max()), np.repeat(np.arange(self.n), self.counts)
-        table = np.full((self.n, width), slack.max())
-        table[rows, np.arange(len(rows)) - self.starts[rows]] = slack
+        starts, counts = (part[:: _step(self.n)] for part in (self.starts, self.counts))
+        places = np.arange(counts.max())
+        table = np.where(places < counts[:, None], np.take(slack, starts[:, None] + places, mode="clip"), slack.max())
         table.sort(1)
-        apart, scale = np.diff(table, axis=1), table[np.arange(self.n), self.counts // 2]
+        apart, scale = np.diff(table, axis=1), table[np.arange(len(table)), counts // 2]
         return int(np.count_nonzero((apart < ALIKE * scale[:, None]) & (apart > 0))) > FEW_ALIKE
 
     def prices(self, index: Array, start: Array) -> Array:
@@ -143,7 +149,7 @@ class Core:
             q[i] <= q[r] + gain[i, index[i]] - gain[i, index[r]],
 
         and this is relaxed until no price falls any more (Bellman-Ford). With an optimal assignment there is no cycle
-        along which prices would fall for ever; then n rounds are enough.
+        along which prices would fall for ever; then n rounds are enough. They are centred in the end.
         """
         n = self.n
         owner = np.empty(n, np.int64)
@@ -157,7 +163,22 @@ class Core:
             before, paid = paid, np.minimum.reduceat(reached, self.starts)
             if (before - paid).max() <= settled:
                 break
-        return paid[owner]
+        return self._centred(index, paid[owner])
+
+    def _centred(self, index: Array, prices: Array) -> Array:
+        """Return prices in the middle of those that prove `index`, which outlive more changes of the gains.
+
+        A price may rise until the row that has the column prefers another one, and fall until another row prefers the
+        column. It moves half way towards what is further, and all move at once: a row loses by column k no less than
+        its own column may rise, nor than k may fall, so with half of both gone it still loses nothing.
+        """
+        margins, is_own = self.gains - prices[self.columns], self.columns == np.repeat(index, self.counts)
+        loss = np.where(is_own, np.inf, np.repeat(margins[is_own], self.counts) - margins)
+        by_column = csr_array((loss, self.columns, self.bounds), shape=(self.n, self.n)).tocsc()
+        rise, fall = np.full(self.n, np.inf), np.minimum.reduceat(by_column.data, by_column.indptr[:-1])
+        rise[index] = np.minimum.reduceat(loss, self.starts)
+        is_bounded = np.isfinite(rise) & np.isfinite(fall)
+        return prices + np.where(is_bounded, rise - fall, 0) / 2
 
 
 def _fetched(matrix: Tensor, positions: Tensor) -> Array:
@@ -177,68 +198,81 @@ def solve_by_core(matrix: Tensor, start: tuple[Tensor, Tensor] | None) -> Soluti
         start: `Int[Tensor, "n"]` and `Float64[Tensor, "n"]` on the host.
     """
     n, device = len(matrix), matrix.device
-    index = torch.arange(n, device=device) if start is None else start[0].to(device)
-    prices = matrix.amax(0) if start is None else start[1].to(device, matrix.dtype)
-    loose = _loose(matrix, prices, None if start is None else index)
-    if loose > (LOOSE_COLD if start is None else LOOSE):
-        near = prices[None] if start is not None and loose <= LOOSE_MOST else None
-        prices = sinkhorn_prices(matrix[None], near)[0].to(matrix.dtype)
-    core, is_tight = _near(matrix, prices, index)
-    if start is not None and is_tight:
-        short = float(shortfalls(matrix, start[1].to(device), index).sum())
-        if short <= SETTLED * core.size():
-            return Solution(*start, short)
-    return _completed(matrix, core, to_host(prices).double().numpy())
+    some = matrix[:: _step(n)]
+    largest = some.abs().amax(-1)
+    if largest.amax() > SCALES * largest.median():
+        return None
+    index, prices = (None, matrix.amax(0).double()) if start is None else (part.to(device) for part in start)
+    loose = _loose(some, prices, index)
+    if index is not None and loose > LOOSE_MOST:
+        index, prices = None, matrix.amax(0).double()
+        loose = _loose(some, prices, None)
+    if loose <= SETTLED_MOST:
+        settled = _settled(matrix, prices, index)
+        if settled is not None:
+            return settled
+    if loose > (LOOSE_COLD if index is None else LOOSE):
+        prices = sinkhorn_prices(matrix[None], None if index is None else prices[None])[0]
+    core = _near(matrix, prices.to(matrix.dtype), torch.arange(n, device=device) if index is None else index)
+    return _completed(matrix, core, to_host(prices).numpy())
 
 
-def _loose(matrix: Tensor, prices: Tensor, index: Tensor | None) -> float:
+def _step(n: int) -> int:
+    return max(1, n // SAMPLE)
+
+
+def _loose(some: Tensor, prices: Tensor, index: Tensor | None) -> float:
     """Return the share of some rows that want another column than theirs, or, without any, one that others want more.
 
     Without an assignment, prices are the largest gains of the columns.
     """
-    rows = torch.arange(0, len(matrix), max(1, len(matrix) // SAMPLE), device=matrix.device)
-    margins = matrix[rows] - prices
-    own = torch.zeros_like(margins[:, :1]) if index is None else margins.gather(-1, index[rows, None])
+    margins = some - prices
+    own = torch.zeros_like(margins[:, :1])
+    if index is not None:
+        own = margins.gather(-1, index[:: _step(len(index)), None])
     return float((margins.amax(-1, keepdim=True) != own).double().mean())
 
 
+def _settled(matrix: Tensor, prices: Tensor, index: Tensor | None) -> Solution | None:
+    """Return the assignment `index`, or that of the best column to each row, if these prices prove it."""
+    n = len(matrix)
+    if index is None:
+        index = torch.cat([margins.argmax(-1) for _, margins in _blocks(matrix, prices)])
+        if len(index.unique()) < n:
+            return None
+    short = float(shortfalls(matrix, prices, index).sum())
+    size = float(matrix.gather(-1, index[:, None]).abs().sum(dtype=torch.float64)) if short else 0.0
+    return Solution(to_host(index), to_host(prices), short) if short <= SETTLED * size else None
+
+
 def _completed(matrix: Tensor, core: Core, paid: Array) -> Solution | None:
-    n, larger = len(matrix), core
     for _ in range(ROUNDS):
-        columns = larger.assign(paid)
-        paid = larger.prices(columns, paid)
+        columns = core.assign(paid)
+        paid = core.prices(columns, paid)
         found = torch.from_numpy(columns), torch.from_numpy(paid)
         index, prices = (part.to(matrix.device) for part in found)
-        short = shortfalls(matrix, prices, index)
-        total, rounding = float(short.sum()), SETTLED * larger.size()
-        if total <= rounding:
-            return Solution(*found, total)
-        lacking = (short > rounding / n).nonzero()[:, 0]
-        extended = larger.extended(matrix, _better_arcs(matrix, prices, index, lacking, rounding / n))
+        rounding = SETTLED * core.size()
+        short, better = _better_arcs(matrix, prices, index, rounding / len(matrix))
+        if short <= rounding:
+            return Solution(*found, short)
+        extended = core.extended(matrix, better)
         if extended is None:
             return None
-        larger = extended
+        core = extended
     return None
 
 
-def _near(matrix: Tensor, prices: Tensor, index: Tensor) -> tuple[Core, bool]:
-    """Return a core of arcs not far below the best of their row, with those of `index`; and if these are the best.
-
-    That is only seen up to rounding here, as prices are in the dtype of the matrix.
-    """
-    n, found, short, count = len(matrix), [], [], 0
+def _near(matrix: Tensor, prices: Tensor, index: Tensor) -> Core:
+    """Return a core of arcs not far below the best of their row, with those of `index`."""
+    n, found, count = len(matrix), [], 0
     for first, margins in _blocks(matrix, prices):
-        pairs, best = index[first : first + len(margins), None], margins.amax(-1, keepdim=True)
-        short.append(best - margins.gather(-1, pairs))
-        if count <= MOST * n:
-            floor = _floor(margins)
-            margins.scatter_(-1, pairs, torch.inf)
-            found.append(_not_negative(margins.sub_(floor)) + first * n)
-            count += len(found[-1])
-    arcs = torch.cat(found) if count <= MOST * n else _best_arcs(matrix, prices, index)
-    rounding = 8 * torch.finfo(matrix.dtype).eps * (prices.abs().amax() + best.abs().amax())
-    is_tight = bool(torch.cat(short).amax() <= rounding)
-    return Core.of(matrix, arcs), is_tight
+        floor = _floor(margins)
+        margins.scatter_(-1, index[first : first + len(margins), None], torch.inf)
+        found.append(_not_negative(margins.sub_(floor)) + first * n)
+        count += len(found[-1])
+        if count > MOST * n:
+            return Core.of(matrix, _best_arcs(matrix, prices, index))
+    return Core.of(matrix, torch.cat(found))
 
 
 def _floor(margins: Tensor) -> Tensor:
@@ -246,6 +280,8 @@ def _floor(margins: Tensor) -> Tensor:
     rows, n = margins.shape
     width = max(LANES, n // LANES)
     lanes = margins[:, : n // width * width].view(rows, -1, width).amax(1)
+    if lanes.device.type == "cpu":  # a quarter of the time
+        return torch.from_numpy(np.partition(lanes.numpy(), width - ARCS, -1)[:, width - ARCS, None])
     return lanes.topk(ARCS, -1).values[:, -1:]
 
 
@@ -266,11 +302,35 @@ def _best_arcs(matrix: Tensor, prices: Tensor, index: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _better_arcs(matrix: Tensor, prices: Tensor, index: Tensor, rows: Tensor, least: float) -> Tensor:
-    """Return arcs of `rows` that are worth more to them than those of `index`, by more than `least`."""
-    n, margins = len(matrix), matrix[rows] - prices
+def _better_arcs(matrix: Tensor, prices: Tensor, index: Tensor, least: float) -> tuple[float, Tensor]:
+    """Return by how much rows fall short with `index`, summed in float64, and arcs worth more to them by `least`.
+
+    In the dtype of the matrix it is seen which arcs may be worth more at all: few, but for ties.
+    """
+    n, rough = len(matrix), prices.to(matrix.dtype)
+    own = matrix.gather(-1, index[:, None]) - rough[index, None]
+    floor = own - ROUNDING * torch.finfo(matrix.dtype).eps * (own.abs() + rough.abs().amax())
+    found, count = [], 0
+    for first, margins in _blocks(matrix, rough):
+        found.append(_not_negative(margins.sub_(floor[first : first + len(margins)])) + first * n)
+        count += len(found[-1])
+        if count > MOST * n:
+            return _better_rows(matrix, prices, index, least)
+    arcs = torch.cat(found)
+    rows, columns = arcs // n, arcs % n
+    exact = matrix.gather(-1, index[:, None])[:, 0].double() - prices[index]
+    more = matrix[rows, columns].double() - prices[columns] - exact[rows]
+    short = prices.new_zeros(n).scatter_reduce_(0, rows, more, "amax")
+    return float(short.sum()), arcs[more > least]
+
+
+def _better_rows(matrix: Tensor, prices: Tensor, index: Tensor, least: float) -> tuple[float, Tensor]:
+    """Do what `_better_arcs` does over whole rows; those that want very many arcs get their best ones."""
+    n, short = len(matrix), shortfalls(matrix, prices, index)
+    rows = (short > least).nonzero()[:, 0]
+    margins = matrix[rows] - prices
     more = margins - margins.gather(-1, index[rows, None]) - least
     where = _not_negative(more)
     if len(where) > MOST * len(rows):
-        return (rows[:, None] * n + more.topk(min(ARCS, n), -1).indices).flatten()
-    return rows[where // n] * n + where % n
+        return float(short.sum()), (rows[:, None] * n + more.topk(min(ARCS, n), -1).indices).flatten()
+    return float(short.sum()), rows[where // n] * n + where % n

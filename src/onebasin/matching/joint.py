@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from onebasin.matching.assignment import Assignment
+from onebasin.matching.core import to_host
 from onebasin.matching.faq import faq
 from onebasin.matching.gains import Level, Rows
 from onebasin.matching.pairs import solve_pairs
@@ -180,7 +181,8 @@ class JointStep:
 
     def _valued(self, terms: Sequence[Term], rows: Rows, wanted: tuple[Dim, ...], groups: Collection[str]) -> Found:
         """Return what `terms` are worth at `rows`, along `wanted`, and the rows of `groups`."""
-        values = (self.level.settle(term, rows).contract(wanted).cpu() for term in terms)
+        # One number of each problem: what the problems are about is contracted on its device.
+        values = (to_host(self.level.settle(term, rows).contract(wanted)) for term in terms)
         return Labelled(sum(values, torch.zeros(())), wanted), {name: rows[name] for name in groups}
 
     def _compact(self, term: Term, groups: Collection[str]) -> Term:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from onebasin.matching.assignment import Assignment, upper_bound
+from onebasin.matching.core import to_host
 
 # After so many rounds per unit all that is left is solved at once. Bounds of no use take one round per unit: in each,
 # all units are paired anew.
@@ -37,10 +38,12 @@ def solve_pairs(
         The outer assignment, and for each group the rows inside of the pairs chosen, `Int[Tensor, "*batch n m"]`.
     """
     known = {name: _known(gains, (last or {}).get(name)) for name, gains in inner.items()}
-    worth = {name: _bounds(gains, known[name].duals).cpu() for name, gains in inner.items()}
+    # The host knows one number of each pair; the gains inside the pairs, as many times more, stay on their device.
+    alone = to_host(own)
+    worth = {name: to_host(_bounds(gains, known[name].duals)) for name, gains in inner.items()}
     is_exact = torch.zeros(own.shape, dtype=torch.bool)
     for number in itertools.count():
-        outer = solve(sum(worth.values(), own.cpu()))
+        outer = solve(sum(worth.values(), alone))
         picked = torch.zeros_like(is_exact).scatter_(-1, outer.index[..., None], True)
         if not (picked & ~is_exact).any():
             break
