@@ -28,6 +28,8 @@ class Incumbent:
         between: the criterion.
         permutation: to begin with.
 
+    `value` is J of what was looked at last.
+
     Raises:
         UsageError: J is not finite.
     """
@@ -35,18 +37,19 @@ class Incumbent:
     def __init__(self, between: Between, permutation: Permutation) -> None:
         self.between, self.permutation = between, permutation
         self._losses = self._reference = between.checked(between.losses(between.middle(permutation)))
-        self.history = [-value_of(self._losses)]
+        self.value = value_of(self._losses)
+        self.history = [-self.value]
 
     def challenge(self, permutation: Permutation) -> bool:
         """Put `permutation` in the place of the best so far, if it surely is better; return whether it is."""
         losses = self.between.losses(self.between.middle(permutation))
         falls = torch.cat(self._reference) - torch.cat(losses)
         error = falls.std().item() / math.sqrt(len(falls)) if len(falls) > 1 else 0.0
-        value = value_of(losses)
-        better = value < -self.history[-1] and value < value_of(self._reference) - error
+        self.value = value_of(losses)
+        better = self.value < -self.history[-1] and self.value < value_of(self._reference) - error
         if better:
             self.permutation, self._losses = permutation, losses
-            self.history.append(-value)
+            self.history.append(-self.value)
         return better
 
     def prefer(self) -> None:

@@ -23,8 +23,8 @@ from onebasin.spec import PermutationSpec
 
 # Samples of the curvature.
 SAMPLES = 16
-# Trials without success that end the run.
-PATIENCE = 30
+# Trials without success that end the run, and rounds in which J of what was left out does not fall.
+PATIENCE, STALE = 30, 3
 # Swaps of a group that a round considers, and swaps that are tried together, at most and at first.
 POOL, TOGETHER, FIRST = 64, 64, 8
 
@@ -51,9 +51,10 @@ class Polish:
     A round sees eight batches, the next one the next eight. Some are left out of that, half of all and eight at most:
     what is returned has lowered J of these by more than a standard error. Without, polish fits the inputs it sees.
 
-    A round costs some seven passes over its batches for g and s, and one or less for every trial. It is the last one
-    after 30 trials without success. The history is minus J of what was left out: before, and whenever it fell. `note`
-    tells the counts. When J is not finite at a trial, the run ends; `stop` says so, and `note` on which batch.
+    A round costs some seven passes over its batches for g and s, and one or less for every trial. It is the last
+    one after 30 trials without success, or if J of what was left out has not fallen for three rounds. The history
+    is minus J of what was left out: before, and whenever it fell. `note` tells the counts. When J is not finite at
+    a trial, the run ends; `stop` says so, and `note` on which batch.
 
     Args:
         criterion: what is lowered. With a loss of one's own, swaps are ranked by their slopes alone.
@@ -97,7 +98,7 @@ class Polish:
         return Alignment(best.permutation, tuple(best.history), stop, found.certificate, self, seconds, note=note)
 
     def _rounds(self, run: _Run, parts: Iterator[Between], best: Incumbent, progress: Progress) -> StopReason:
-        count, stop = FIRST, StopReason.FINISHED
+        count, stop, values = FIRST, StopReason.FINISHED, [best.value]
         try:
             for number in range(1, self.rounds + 1):
                 before, enough = run.kept, run.trials + PATIENCE
@@ -110,6 +111,9 @@ class Polish:
                     stop = StopReason.NOT_FINITE if run.trouble else stop
                     break
                 best.challenge(run.permutation)
+                values.append(best.value)
+                if len(values) - values.index(min(values)) > STALE:
+                    break
                 run.turn_to(next(parts))
                 count = min(max(2 * (run.kept - before), FIRST // 2), TOGETHER)
         except KeyboardInterrupt:

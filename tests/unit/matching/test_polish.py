@@ -275,6 +275,20 @@ def test_what_fits_a_few_inputs_only_is_not_kept(fitted: int, gains: bool) -> No
     assert found.objective[-1] == pytest.approx(-held.at(found.permutation))
 
 
+@pytest.mark.parametrize("stale", [3, 100])
+def test_it_ends_when_it_only_fits(stale: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted order is the best for all inputs but the four that are polished on."""
+    monkeypatch.setattr(polish, "STALE", stale)
+    a, p, seen, generator = weights(1), draw(flat_spec(), 3), set[int](), torch.Generator().manual_seed(1)
+    noise = {n: torch.randn(t.shape, generator=generator, dtype=t.dtype) for n, t in a.items()}
+    b = {n: t + 0.3 * t.std() * noise[n] for n, t in p.apply(a).items()}
+    criterion = Criterion(model(), [normal(4, 5), normal(400, 9)])
+    matcher = Polish(criterion, HELD_STILL, rounds=20)
+    found = align(flat_spec(), a, b, matcher, start=p.inverse(), progress=lambda _, done, total: seen.add(done))
+    assert (max(seen) == 3) == (stale == 3)
+    assert found.permutation == p.inverse()
+
+
 def test_settings_are_told_without_data() -> None:
     criterion = Criterion(model(), inputs())
     found = align(flat_spec(), weights(1), weights(2), Polish(criterion, BestOf(criterion, (WeightMatching(seed=7),))))
