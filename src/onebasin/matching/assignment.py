@@ -64,17 +64,17 @@ def solve(gains: Tensor, warm: Assignment | None = None) -> Assignment:
 
     Source: jonker1987 (shortest augmenting paths); crouse2016 (those of scipy, for small problems).
     """
-    _check(gains, warm)
+    _check_shapes(gains, warm)
     batch, n = gains.shape[:-2], gains.shape[-1]
     if gains.numel() == 0:
         zero = torch.zeros(batch, dtype=torch.float64)
         rows = torch.zeros(gains.shape[:-1], dtype=torch.float64)
         return Assignment(rows.long(), zero, zero, rows)
     stack = gains.detach().to(torch.promote_types(gains.dtype, torch.float32)).reshape(-1, n, n)
-    start = None if warm is None else _bounded(stack, Start(warm.index.reshape(-1, n), warm.duals.reshape(-1, n)))
-    index, prices, short = _by_paths(stack, start) if _is_for_numba(stack) else _in_pieces(stack, start)
-    value = to_host(stack.gather(-1, index[..., None].to(stack.device))[..., 0].double().sum(-1))
-    gap = short if short.eq(0).all() else short / _size(stack).clamp_min(torch.finfo(torch.float64).tiny)
+    start = None if warm is None else Start(warm.index.reshape(-1, n), warm.duals.reshape(-1, n))
+    solve_all = _by_paths if _is_for_numba(stack) else _in_torch
+    (index, prices, short), value = solve_all(stack, start)
+    gap = short / _size(stack).clamp_min(torch.finfo(torch.float64).tiny) if short.any() else short
     return Assignment(index.reshape(*batch, n), value.reshape(batch), gap.reshape(batch), prices.reshape(*batch, n))
 
 
@@ -102,8 +102,16 @@ class Found(NamedTuple):
     short: Tensor
 
 
+def _in_torch(stack: Tensor, start: Start | None) -> tuple[Found, Tensor]:
+    """Solve a stack of problems, a few at a time, and return what the assignments are worth, too."""
+    _check_start(start is None or (_is_order(start.columns) and bool(torch.isfinite(start.prices).all())))
+    # The sum is one cheap pass, and finite only if all gains are; finite gains may still have a sum that is not.
+    _check_gains(stack, bool(torch.isfinite(stack.sum()) or torch.isfinite(stack).all()))
+    found = _in_pieces(stack, None if start is None else _bounded(stack, start))
+    return found, to_host(stack.gather(-1, found.columns[..., None].to(stack.device))[..., 0].double().sum(-1))
+
+
 def _in_pieces(stack: Tensor, start: Start | None) -> Found:
-    """Solve a stack of problems, a few at a time."""
     many = max(1, BATCH // stack.shape[-1] ** 2)
     parts = zip(*(part.split(many) for part in (stack, *(start or ()))), strict=True)
     found = [_solve_stack(piece, Start(*part) if part else None) for piece, *part in parts]
@@ -157,15 +165,26 @@ def has_numba() -> bool:
     return True
 
 
-def _by_paths(stack: Tensor, start: Start | None) -> Found:
-    """Solve by compiled shortest augmenting paths, from prices that leave few rows without a column."""
+def _by_paths(stack: Tensor, start: Start | None) -> tuple[Found, Tensor]:
+    """Do what `_in_torch` does by compiled shortest augmenting paths, from prices that leave few rows without a column.
+
+    At some hundred units, the calls of torch that it would take are as dear as the paths.
+    """
     from onebasin.matching import compiled
 
     matrices = stack.contiguous().numpy()
-    prices = (stack.amax(-2).double() if start is None else start.prices.clone()).numpy()
-    index = np.full(prices.shape, -1) if start is None else start.columns.clone().numpy()
+    if start is None:
+        prices = stack.amax(-2).double().numpy()
+        index = np.full(prices.shape, -1)
+    else:
+        index, prices = start.columns.numpy().copy(), start.prices.numpy().copy()
+        _check_start(compiled.is_start(index, prices))
+    _check_gains(stack, compiled.are_finite(matrices.reshape(-1)))
+    if start is not None:
+        compiled.bound(matrices, prices, index, REACH, SAMPLE)
     short = compiled.solve(matrices, prices, index, start is not None)
-    return Found(torch.from_numpy(index), torch.from_numpy(prices), torch.from_numpy(short))
+    found = Found(torch.from_numpy(index), torch.from_numpy(prices), torch.from_numpy(short))
+    return found, torch.from_numpy(compiled.values(matrices, index))
 
 
 def _by_cores(stack: Tensor, start: Start | None) -> Found:
@@ -194,11 +213,6 @@ def _shortfall(stack: Tensor, index: Tensor, prices: Tensor) -> Tensor:
 
     By weak duality no assignment is better than `index` by more, whatever the prices are and wherever they come from.
     """
-    if _is_for_numba(stack):
-        from onebasin.matching import compiled
-
-        arrays = (part.contiguous().numpy() for part in (stack, prices.to(torch.float64), index))
-        return torch.from_numpy(compiled.shortfalls(*arrays))
     return to_host(shortfalls(stack, prices.to(stack.device), index.to(stack.device)).sum(-1))
 
 
@@ -242,7 +256,7 @@ def _is_order(index: Tensor) -> bool:
     return torch.equal(index.sort(-1).values, torch.arange(index.shape[-1]).expand_as(index))
 
 
-def _check(gains: Tensor, warm: Assignment | None) -> None:
+def _check_shapes(gains: Tensor, warm: Assignment | None) -> None:
     if gains.dim() < 2 or gains.shape[-1] != gains.shape[-2]:
         raise UsageError(
             f"gains of shape {tuple(gains.shape)}",
@@ -255,20 +269,25 @@ def _check(gains: Tensor, warm: Assignment | None) -> None:
             "the assignment of gains of the same shape to start from",
             "pass what `solve` returned for such gains, or no start",
         )
-    if warm is not None and not (_is_order(warm.index) and torch.isfinite(warm.duals).all()):
+
+
+def _check_start(is_one: bool) -> None:
+    if not is_one:
         raise UsageError(
             "a start that gives a column to two rows, or has prices that are not finite",
             "an assignment, and finite prices",
             "pass what `solve` returned, or no start",
         )
-    # The sum is one cheap pass, and finite only if all gains are; finite gains may still have a sum that is not.
-    if not torch.isfinite(gains.sum()) and not torch.isfinite(gains).all():
+
+
+def _check_gains(gains: Tensor, are_finite: bool) -> None:
+    if not are_finite:
         raise ParamsError(
             f"gains with {int((~torch.isfinite(gains)).sum())} values that are not finite",
             "finite gains",
             "check the weights for values so large that their products overflow, and scale them down",
         )
-    if gains.dtype == torch.float64 and gains.numel() and gains.abs().amax() > LARGEST / gains.shape[-1]:
+    if gains.dtype == torch.float64 and gains.abs().amax() > LARGEST / gains.shape[-1]:
         raise ParamsError(
             f"gains as large as {gains.abs().amax().item():.3g}",
             "gains whose sums and differences are finite in float64",

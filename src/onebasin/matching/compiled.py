@@ -24,6 +24,56 @@ TIGHT = 1e-15
 
 
 @compiled
+def is_start(index: Array, prices: Array) -> bool:
+    """Return whether the rows of every problem have different columns, and all prices are finite."""
+    batch, n = index.shape
+    for b in range(batch):
+        taken = np.zeros(n, np.bool_)
+        for i in range(n):
+            column = index[b, i]
+            if not 0 <= column < n or taken[column] or not np.isfinite(prices[b, i]):
+                return False
+            taken[column] = True
+    return True
+
+
+def are_finite(gains: Array) -> bool:
+    """Return whether no value of a vector is infinite or NaN: else what is left of it by zero is NaN."""
+    total = zero = gains.dtype.type(0)
+    for gain in gains:
+        total += gain * zero
+    return bool(total == 0)
+
+
+are_finite = compiled(are_finite, fastmath={"reassoc"})
+
+
+@compiled
+def values(stack: Array, index: Array) -> Array:
+    """Return what each assignment is worth, summed in float64."""
+    batch, n = index.shape
+    total = np.zeros(batch)
+    for b in range(batch):
+        for i in range(n):
+            total[b] += stack[b, i, index[b, i]]
+    return total
+
+
+@compiled
+def bound(stack: Array, prices: Array, index: Array, reach: float, sample: int) -> None:
+    """Cut prices off where gains would be lost in their rounding: `reach` times what is seen in `sample` rows or so."""
+    batch, n = index.shape
+    for b in range(batch):
+        most = 0.0
+        for i in range(n):
+            most = max(most, reach * abs(stack[b, i, index[b, i]]))
+        if np.abs(prices[b]).max() > most:
+            for i in range(0, n, max(1, n // sample)):
+                most = max(most, reach * np.abs(stack[b, i]).max())
+            prices[b] = np.minimum(prices[b] - prices[b].min(), most)
+
+
+@compiled
 def solve(stack: Array, prices: Array, index: Array, is_near: bool) -> Array:
     """Find the best assignment of every problem in place; return its duality gap, proved by prices.
 
@@ -83,18 +133,6 @@ def first_pass(matrix: Array, prices: Array, index: Array) -> tuple[int, float]:
             else:
                 missing += 1
     return missing, short
-
-
-@compiled
-def shortfalls(stack: Array, prices: Array, index: Array) -> Array:
-    """Return by how much rows fall short of their best margin, summed: the duality gap of each problem."""
-    batch, n = index.shape
-    gap = np.zeros(batch)
-    for b in range(batch):
-        for i in range(n):
-            column = index[b, i]
-            gap[b] += best_margin(stack[b, i], prices[b]) - (stack[b, i, column] - prices[b, column])
-    return gap
 
 
 @compiled

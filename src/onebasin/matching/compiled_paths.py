@@ -35,54 +35,57 @@ def augment(free: list[int], matrix: Array, prices: Array, index: Array, owner: 
     the row that has it. Prices rise on the way. What is known of closed columns is infinite, and so is their price.
     """
     n = index.shape[0]
-    known, paid, before = np.empty(n), np.empty(n), np.empty(n, np.int64)
+    known, paid, spare = np.empty(n), np.empty(n), np.flatnonzero(owner < 0)
+    rows, levels = np.empty(n, np.int64), np.empty(n)
     closed, far = np.empty(n, np.int64), np.empty(n)
-    spare = np.flatnonzero(owner < 0)
     while len(free) > 0:
-        start = free.pop()
+        i, level, count = free.pop(), 0.0, 0
         known[:], paid[:] = INFINITY, prices
-        i, level, count = start, 0.0, 0
         while True:
-            end, nearest = relax(i, level, matrix[i], paid, known, before)
+            rows[count], levels[count] = i, level
+            end, nearest = relax(level, matrix[i], paid, known)
             for k in range(len(spare)):
                 if known[spare[k]] == nearest:
                     end, last = spare[k], k
+            closed[count], far[count] = end, nearest
             i = owner[end]
             if i < 0:
                 break
-            closed[count], far[count] = end, nearest
             known[end] = paid[end] = INFINITY
             count += 1
             level = nearest + (matrix[i, end] - prices[end])
-        for k in range(count):
-            prices[closed[k]] += nearest - far[k]
         spare[last] = spare[-1]
         spare = spare[:-1]
-        flip(start, end, before, index, owner)
+        follow_back(count, matrix, prices, index, owner, (rows, levels, closed, far))
+        for k in range(count):
+            prices[closed[k]] += nearest - far[k]
 
 
 @compiled
-def flip(start: int, end: int, before: Array, index: Array, owner: Array) -> None:
-    """Give the rows on a path from row `start` to column `end` the columns that they were reached before."""
-    i = -1
-    while i != start:
-        i = before[end]
-        owner[end] = i
-        index[i], end = end, index[i]
+def follow_back(count: int, matrix: Array, prices: Array, index: Array, owner: Array, search: Any) -> None:
+    """Give the rows on the path to the last closed column the columns by which they are left.
+
+    From which row a column was reached is found again by its length: to note it at every arc would take twice as long.
+    """
+    rows, levels, closed, far = search
+    while count >= 0:
+        column, length = closed[count], far[count]
+        step = 0
+        while levels[step] - (matrix[rows[step], column] - prices[column]) != length:
+            step += 1
+        owner[column], index[rows[step]] = rows[step], column
+        count = step - 1
 
 
 @compiled
-def relax(i: int, level: float, row: Array, paid: Array, known: Array, before: Array) -> tuple[int, float]:
-    """Follow the arcs of row i to all columns, and return the nearest one, and how far it is."""
+def relax(level: float, row: Array, paid: Array, known: Array) -> tuple[int, float]:
+    """Follow the arcs of a row to all columns, and return the nearest one, and how far it is."""
     n, at, nearest = row.shape[0], 0, INFINITY
     for start in range(0, n, STRIP):
-        gains, prices = row[start : start + STRIP], paid[start : start + STRIP]
-        lengths, rows, least = known[start : start + STRIP], before[start : start + STRIP], INFINITY
+        gains, prices, lengths = row[start : start + STRIP], paid[start : start + STRIP], known[start : start + STRIP]
+        least = INFINITY
         for lane in range(gains.shape[0]):
-            length = level - (gains[lane] - prices[lane])
-            shorter = length < lengths[lane]
-            rows[lane] = i if shorter else rows[lane]
-            length = length if shorter else lengths[lane]
+            length = smaller(lengths[lane], level - (gains[lane] - prices[lane]))
             lengths[lane] = length
             least = smaller(least, length)
         if least < nearest:
@@ -146,7 +149,11 @@ def augment_sparsely(free: list[int], matrix: Array, prices: Array, index: Array
             if done[column]:
                 prices[column] += shortest - distance[column]
             distance[column], done[column] = INFINITY, False
-        flip(start, end, before, index, owner)
+        i = -1
+        while i != start:
+            i = before[end]
+            owner[end] = i
+            index[i], end = end, index[i]
 
 
 @compiled

@@ -1,0 +1,64 @@
+"""What compiled assignments check and sum up is what the torch way does."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from onebasin.matching.assignment import REACH, SAMPLE, Start, _bounded
+
+pytest.importorskip("numba")
+
+from onebasin.matching import compiled
+
+N = 67
+
+
+def problems(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gains, an order and prices of three problems."""
+    generator = torch.Generator().manual_seed(0)
+    gains = torch.randn(3, N, N, generator=generator).to(dtype)
+    index = torch.stack([torch.randperm(N, generator=generator) for _ in range(3)])
+    return gains, index, torch.randn(3, N, generator=generator).double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_values_are_summed_in_float64(dtype: torch.dtype) -> None:
+    gains, index, _ = problems(dtype)
+    taken = gains.double().gather(-1, index[..., None])[..., 0].sum(-1)
+    found = torch.from_numpy(compiled.values(gains.numpy(), index.numpy()))
+    torch.testing.assert_close(found, taken, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("times", [1e3, 1e17, -1e17])
+def test_prices_out_of_reach_are_cut_off_alike_and_others_left(times: float) -> None:
+    gains, index, prices = problems()
+    prices[1:] *= times
+    cut = prices.clone()
+    compiled.bound(gains.numpy(), cut.numpy(), index.numpy(), REACH, SAMPLE)
+    assert torch.equal(cut[1:], _bounded(gains[1:], Start(index[1:], prices[1:])).prices)
+    assert cut.abs().max() <= REACH * gains.abs().max()
+    assert torch.equal(cut[0], prices[0])
+
+
+@pytest.mark.parametrize("column", [-1, N, 5])
+def test_a_start_is_an_order_of_the_columns_with_finite_prices(column: int) -> None:
+    _, index, prices = problems()
+    assert compiled.is_start(index.numpy(), prices.numpy())
+    where = (index[2] != 5).nonzero()[3, 0]
+    for bad in (math.nan, math.inf):
+        assert not compiled.is_start(index.numpy(), prices.index_fill(1, where, bad).numpy())
+    index[2, where] = column
+    assert not compiled.is_start(index.numpy(), prices.numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_finite_values_are_told_from_others_however_large_their_sum(dtype: torch.dtype) -> None:
+    gains = torch.full((N * N,), torch.finfo(dtype).max, dtype=dtype)
+    assert compiled.are_finite(gains.numpy())
+    for bad in (math.nan, math.inf, -math.inf):
+        for where in (0, 100, N * N - 1):
+            assert not compiled.are_finite(gains.index_fill(0, torch.tensor(where), bad).numpy())
