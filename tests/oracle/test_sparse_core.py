@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from onebasin.matching import assignment, core
 from onebasin.matching.assignment import WHOLE, solve
-from onebasin.matching.core import Array, Core
+from onebasin.matching.core import Array, Core, Solution, solve_by_core
 
 N, LARGER = 67, WHOLE + 64
 FAMILIES = ["power law", "planted", "uniform", "integers", "equal", "rows twice", "many scales"]
@@ -146,3 +147,22 @@ def test_columns_that_rows_can_hardly_tell_apart_are_contested() -> None:
     apart = core_of(gains_of("uniform", N).double(), 8)
     assert near._is_contested(near.slack(np.zeros(N)))
     assert not apart._is_contested(apart.slack(np.zeros(N)))
+
+
+def test_memory_that_is_kept_serves_every_thread_and_mode() -> None:
+    """What is computed in other threads, or first in inference mode, must not spoil it."""
+    gains = [gains_of("power law", LARGER, seed) for seed in range(3)]
+    alone = [solve_by_core(matrix, None) for matrix in gains]
+
+    def solved_twice(matrix: Tensor) -> Solution | None:
+        with torch.inference_mode():
+            solve_by_core(matrix.flip(0), None)
+        return solve_by_core(matrix, None)
+
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(solved_twice, 3 * gains))
+    for found, again in zip(3 * alone, together, strict=True):
+        assert found is not None
+        assert again is not None
+        assert torch.equal(found.columns, again.columns)
+        assert torch.equal(found.prices, again.prices)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from threading import local
+
 import torch
 from torch import Tensor
 
@@ -14,6 +18,29 @@ SAMPLE = 64  # rows that the gap is measured on
 LOWEST = -60.0
 # On a CPU, rows are taken so many elements at a time: they stay in the cache from one operation to the next.
 BLOCK = 1 << 17
+# Memory of no more elements is kept for the next call: to get new pages takes twenty times as long as to write to them.
+KEPT = 1 << 18
+
+
+class _Kept(local):
+    """Memory of one thread."""
+
+    def __init__(self) -> None:
+        self.of: dict[torch.dtype, Tensor] = {}
+
+
+_kept = _Kept()
+
+
+def scratch(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return memory for what ends before anyone asks for more of the same dtype."""
+    elements = math.prod(shape)
+    if device.type != "cpu" or elements > KEPT:  # the memory of other devices is kept by torch
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    if dtype not in _kept.of:
+        with torch.inference_mode(False):
+            _kept.of[dtype] = torch.empty(KEPT, dtype=dtype, device=device)
+    return _kept.of[dtype][:elements].view(tuple(shape))
 
 
 def sinkhorn_prices(stack: Tensor, start: Tensor | None = None) -> Tensor:
@@ -43,7 +70,7 @@ def sinkhorn_prices(stack: Tensor, start: Tensor | None = None) -> Tensor:
     least = torch.finfo(torch.float32).eps * size + torch.finfo(torch.float32).tiny
     gap = torch.maximum((best[..., :1] - best[..., 1:]).mean((-2, -1), keepdim=True), least).to(stack.dtype)
     prices = stack.new_zeros((batch, 1, n)) if start is None else start[:, None].to(stack)
-    kernel = torch.empty(stack.shape, dtype=torch.float32, device=stack.device)
+    kernel = scratch(stack.shape, torch.float32, stack.device)
     for share in STAGES if start is None else STAGES[1:]:
         prices = _stage(stack, prices, share * gap, kernel)
     if not prices.isfinite().all():
