@@ -245,17 +245,17 @@ class Product:
         """Return a bound of `size` that costs nothing: no more than |A| (|B| + |B|), by Cauchy and Schwarz."""
         return 2 * self.term.bound if len(units) else 0.0
 
-    def times(self, vectors: Tensor, source: Tensor) -> Tensor:
-        """Return the product at `source` times `Float[Tensor, "n vectors"]`, without the product."""
-        total = torch.zeros_like(vectors)
+    def times(self, vector: Tensor, source: Tensor) -> Tensor:
+        """Return the product at `source` times `Float[Tensor, "n"]`, without the product."""
+        total = torch.zeros_like(vector)
         a, b = self.sides()
         step = max(1, PIECE * self.positions // a.values.numel())
         starts = range(0, self.positions, step)
-        through = [b.columns(slice(start, start + step)).T.to(vectors) @ vectors for start in starts]
+        through = [b.columns(slice(start, start + step)).T.to(vector) @ vector for start in starts]
         inner = torch.cat(through).unflatten(0, (self.positions, -1))[source]
         for start in starts:
             piece = slice(start, start + step)
-            total += a.columns(piece).to(vectors) @ inner[piece].flatten(0, 1)
+            total += a.columns(piece).to(vector) @ inner[piece].flatten(0, 1)
         return total
 
     def change(self, units: Tensor, to: Tensor, was: Tensor, source: Tensor) -> float:

@@ -7,7 +7,7 @@ import torch
 from specs import random_params
 
 from onebasin.matching import Objective, WeightMatching, products
-from onebasin.matching.gains import FEW, FamilyGains, rows_of
+from onebasin.matching.gains import DRIFT, FEW, FamilyGains, rows_of
 from onebasin.matching.products import Budget
 from onebasin.permutation import Permutation
 from onebasin.spec import PermutationSpec
@@ -86,6 +86,20 @@ def test_a_matrix_that_has_drifted_is_worn_and_computed_anew(dtype: torch.dtype)
     assert kept.matrix is None
     torch.testing.assert_close(kept.update(rows_of(p)), objective.gain(p, "P1"))
     assert not family.renew()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("seed", range(5))
+def test_drift_is_measured_over_all_entries(dtype: torch.dtype, seed: int) -> None:
+    family, _ = kept_after(objective_of(dtype), swaps=60)
+    (kept,) = family.kept
+    assert kept.matrix is not None
+    error = torch.randn(kept.matrix.shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    error *= DRIFT * kept.scale * torch.finfo(dtype).eps / error.norm()
+    kept.matrix += error / 2
+    assert not kept.is_worn()
+    kept.matrix += error * 3 / 2
+    assert kept.is_worn()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
