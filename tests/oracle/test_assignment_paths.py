@@ -24,6 +24,7 @@ DENSE, SPARSE, WIDE = 67, 211, 787
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "without numba":
         monkeypatch.setattr(assignment, "has_numba", lambda: False)
+        monkeypatch.setattr(assignment, "WHOLE", DENSE)  # what is larger is solved by a core here
     elif not assignment.has_numba():
         pytest.skip("numba is not installed")
     return str(request.param)

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from onebasin.errors import ParamsError, UsageError
 from onebasin.matching.core import shortfalls, solve_by_core, to_host
+from onebasin.matching.sinkhorn_prices import scratch
 
 # Elements that are treated together: small problems share a pass, and the pass stays within the cache.
 BATCH = 1 << 18
 # Problems of fewer units, if there are not many, are left to scipy: there is nothing to win, and nothing to compile.
 SMALL = 64
 # Problems of no more units are carried to the CPU as they are, where numba does not serve; of larger ones, a core is.
-WHOLE = 192
+WHOLE = 256
 # Prices to start from are cut off at so many times the largest gain that is seen in so many rows.
 REACH, SAMPLE = 64, 16
 # Gaps and potentials below this share of the largest gains are the rounding of float64.
@@ -228,7 +229,7 @@ def _prices(gains: Tensor, index: Tensor) -> Tensor:
     assignment is optimal if and only if there are potentials with v[j] <= v[i] + loss[i, j]: shortest path lengths.
     """
     taken = gains.gather(-1, index[:, None, :].expand_as(gains))
-    loss = taken.diagonal(dim1=-2, dim2=-1)[..., None] - taken
+    loss = torch.sub(taken.diagonal(dim1=-2, dim2=-1)[..., None].clone(), taken, out=taken)
     largest = torch.maximum(gains.amax(-1), -gains.amin(-1))
     potential = _potentials(loss, SETTLED * largest.amax(-1, keepdim=True))
     return torch.zeros_like(potential).scatter(-1, index, -potential)
@@ -244,7 +245,8 @@ def _potentials(loss: Tensor, settled: Tensor) -> Tensor:
     rows = torch.arange(n)
     for _ in range(n):
         part = loss if len(rows) == n else loss[:, rows]
-        reached = torch.minimum(potential, (part + potential[:, rows, None]).amin(-2))
+        lengths = torch.add(part, potential[:, rows, None], out=scratch(part.shape, part.dtype, part.device))
+        reached = torch.minimum(potential, lengths.amin(-2))
         fell = reached < potential - settled
         potential, rows = reached, fell.any(0).nonzero()[:, 0]
         if len(rows) == 0:
