@@ -268,6 +268,8 @@ def test_batches_that_do_not_fit(refused: Refused) -> None:
     refused(f"merge ca.pt cb.pt {convnet} --batchnorm-data net.py:inputs --out new", "gives a Tensor")
     refused(f"merge ca.pt cb.pt {convnet} --batchnorm-data net.py:number --out new", "a int")
     refused(f"merge a.pt b.safetensors {MODEL} --weights 1 --out new", "2 models and the weights")
+    refused(f"merge a.pt b.safetensors {MODEL} --max-rounds 3 --out new", "--max-rounds with --method reference")
+    refused(f"merge a.pt b.safetensors {MODEL} --method many --max-rounds 0 --out new", "at least one round")
     refused(f"merge a.pt b.safetensors {MODEL} --data net.py:batches --out new", "--data with --matcher weight")
     negative = "--weights 2 --weights=-1"
     refused(f"merge a.pt b.safetensors {MODEL} {negative} --repair --data net.py:batches --out new", "negative")

@@ -23,7 +23,7 @@ from onebasin.functional import labels_of, logits_of, with_params
 from onebasin.interpolate import lerp
 from onebasin.matching import ActivationMatching, Matcher, SinkhornRebasin, StraightThrough, WeightMatching, align
 from onebasin.matching.align import NAMED, MatcherName
-from onebasin.merging import merge
+from onebasin.merging import merge, merge_many
 from onebasin.merging.repair import repair
 from onebasin.params import params_of
 from onebasin.spec import PermutationSpec
@@ -106,7 +106,9 @@ def test_barrier_and_merge_of_four_take_the_best(run: Run, folder: Path) -> None
     good(run(f"merge a.pt b.safetensors c.pt d.pt {line} --weights 1 --weights 2 --weights 1 --weights 1 --out new.pt"))
     expected = merge(spec(), models, Best(net(), batches(), rounds=1), weights=(1, 2, 1, 1))
     assert_same(load(folder / "new.pt"), expected.params)
-    good(run(f"merge a.pt b.safetensors c.pt {line} --method many --out many.pt"))
+    good(run(f"merge a.pt b.safetensors c.pt {line} --method many --max-rounds 1 --out many.pt"))
+    many = merge_many(spec(), models[:3], Best(net(), batches(), rounds=1), max_rounds=1)
+    assert_same(load(folder / "many.pt"), many.params)
     curve = good(run(f"barrier a.pt b.safetensors {line} --eval net.py:loss --points 3 --json")).document["results"]
     middle = lerp(models[0], expected.permutations[1].apply(models[1]), 0.5)
     inputs, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))

@@ -32,6 +32,7 @@ from onebasin.merging.repair import check_weights
 from onebasin.report.tables import alignment_table
 
 METHODS: dict[str, Callable[..., Merge]] = {"reference": combine, "many": merge_many, "universe": merge_universe}
+MAX_ROUNDS = 100
 
 
 def merge(
@@ -39,6 +40,7 @@ def merge(
     output: OutputFlags = OUTPUT,
     method: Literal["reference", "many", "universe"] = "reference",
     weights: tuple[float, ...] = (),
+    max_rounds: int = MAX_ROUNDS,
     mending: MendingFlags = MENDING,
     architecture: ArchitectureFlags = ARCHITECTURE,
     choice: ChoiceFlags = CHOICE,
@@ -58,6 +60,8 @@ def merge(
         method: "reference": each model is aligned to the first; "many": all alike, in turn, to the mean of the others;
             "universe": the same, begun by Frank-Wolfe steps of all on their weights, which bring them closer together.
         weights: How much a model counts; give it once per model. Default: all the same.
+        max_rounds: Of "many" and "universe", in each of which every model has a turn; 100 as in Git Re-Basin's code.
+            With a matcher that takes long, such as best, give a few.
         mending: What is done to the merged network.
         architecture: Which architecture.
         choice: Which matcher, and the inputs it looks at.
@@ -66,6 +70,7 @@ def merge(
     output.check((RECORD,))
     if len(models) < 2:
         raise UsageError(f"{len(models)} models to merge", "two or more", "name them all: merge A B --out MERGED")
+    how = _rounds(method, max_rounds)
     module = choice.module(architecture, needed=mending != MENDING, used=mending.used())
     tools = mending.tools(choice.data)
     if mending.repair:
@@ -73,14 +78,14 @@ def merge(
     spec = architecture.permutation_spec(module)
     matcher = choice.build(matching, architecture, module)
     given = {"architecture": architecture, "choice": choice, "matcher": matching}
-    settings = given | {"method": method, "weights": weights, "mending": mending}
+    settings = given | {"method": method, "weights": weights, "mending": mending} | how
     run = Run(spec, [read_for(spec, path) for path in models], settings, output)
     if output.dry_run:
         return run.plan()
     with progress_bars() as progress:
         weighted = weights or None
         loaded = [m.params if module is None else on_device_of(module, m.params) for m in run.models]
-        merged = METHODS[method](spec, loaded, matcher, weights=weighted, progress=progress)
+        merged = METHODS[method](spec, loaded, matcher, weights=weighted, progress=progress, **how)
         params, left, cut = merged.params, dict[str, str](), False
         if module is not None:
             ends = [Moved(order, one) for order, one in zip(merged.permutations, loaded, strict=True)]
@@ -95,6 +100,16 @@ def merge(
     results |= {"not_repaired": left} if tools.repair else {}
     outcome = run.write(params, results, models[0], _view(rows, merged, models, cut=cut))
     return replace(outcome, interrupted=cut or merged.stop is StopReason.INTERRUPTED)
+
+
+def _rounds(method: str, most: int) -> dict[str, int]:
+    """Return what a method is told of rounds."""
+    if method != "reference":
+        return {"max_rounds": most}
+    if most != MAX_ROUNDS:
+        do = "add --method many, or leave --max-rounds out"
+        raise UsageError("--max-rounds with --method reference", "it with a method that goes in rounds", do)
+    return {}
 
 
 def _view(
