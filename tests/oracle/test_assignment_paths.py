@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from gain_families import gains_of
 from scipy.optimize import linear_sum_assignment
-from tests.gain_families import gains_of
 from torch import Tensor
 
 from onebasin.errors import ParamsError, UsageError

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gain_families import gains_of
 from scipy.optimize import linear_sum_assignment
-from tests.gain_families import gains_of
 from torch import Tensor
 
 from onebasin.matching import assignment, core

@@ -27,12 +27,12 @@ from onebasin.errors import UsageError, listing
 from onebasin.matching import Alignment, StopReason
 from onebasin.merging import Merge, merge_many, merge_universe
 from onebasin.merging import merge as combine
+from onebasin.merging.many import MAX_ROUNDS
 from onebasin.merging.merge import Moved
 from onebasin.merging.repair import check_weights
 from onebasin.report.tables import alignment_table
 
 METHODS: dict[str, Callable[..., Merge]] = {"reference": combine, "many": merge_many, "universe": merge_universe}
-MAX_ROUNDS = 100
 
 
 def merge(

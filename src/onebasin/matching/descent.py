@@ -29,7 +29,7 @@ from onebasin.spec import PermutationSpec
 
 # Of both running means: that of the gradients, and that of their mean squares.
 MOMENTUM = 0.9
-# How often on the way J of all batches is looked at.
+# How often in a run J of the batches left out is looked at.
 LOOKS = 8
 # Batches that decide on a cycle, and rounds of crossing.
 CROSSED, ROUNDS = 16, 3
@@ -134,13 +134,15 @@ class _Search:
     def descend(self, gains: Mapping[str, Tensor], otherwise: Permutation) -> Permutation:
         """Return where a run from these gains ends."""
         steps, run = self.settings.steps, _Run(self.between, gains, otherwise)
-        for number, part in enumerate(itertools.islice(self._batches, steps), 1):
-            if not run.step(part, self.settings.rate * (1 + math.cos(math.pi * number / steps)) / 2):
-                raise _NotFiniteError(f"the gradient was not finite at descent step {number}")
-            self.progress("descent", number, steps)
-            if number % max(steps // LOOKS, 1) == 0:
-                self._look(run.permutation, f"descent, step {number}, was better")
-        self.certificate += run.certificate
+        try:
+            for number, part in enumerate(itertools.islice(self._batches, steps), 1):
+                if not run.step(part, self.settings.rate * (1 + math.cos(math.pi * number / steps)) / 2):
+                    raise _NotFiniteError(f"the gradient was not finite at descent step {number}")
+                self.progress("descent", number, steps)
+                if number % max(steps // LOOKS, 1) == 0:
+                    self._look(run.permutation, f"descent, step {number}, was better")
+        finally:  # what was found until an interrupt is certified, too
+            self.certificate += run.certificate
         return run.permutation
 
     def cross(self, others: Sequence[Permutation]) -> None:

@@ -25,6 +25,7 @@ from onebasin.spec import PermutationSpec
 
 # A move must bring the model closer to the others by this share of its squared norm: the paper's figure, made relative.
 IMPROVEMENT = 1e-12
+MAX_ROUNDS = 100  # the default of ainsworth2023's code
 PIECE = 1 << 20  # elements that are computed in float64 at a time
 
 
@@ -35,7 +36,7 @@ def merge_many(
     *,
     weights: Sequence[float] | None = None,
     seed: int = 0,
-    max_rounds: int = 100,
+    max_rounds: int = MAX_ROUNDS,
     progress: Progress = silent,
 ) -> Merge:
     """Find a common order for all models, in which they lie closest to their mean, and return that mean.

@@ -17,7 +17,7 @@ from onebasin.matching.faq import line_search
 from onebasin.matching.mixture import Mixture, Slot, slots
 from onebasin.matching.soft import Pairs, nearest
 from onebasin.matching.terms import Term, feature_terms
-from onebasin.merging.many import Rounds
+from onebasin.merging.many import MAX_ROUNDS, Rounds
 from onebasin.merging.merge import Merge
 from onebasin.params import compute_dtype
 from onebasin.permutation import Permutation
@@ -37,7 +37,7 @@ def merge_universe(
     steps: int = 40,
     tolerance: float = 1e-6,
     seed: int = 0,
-    max_rounds: int = 100,
+    max_rounds: int = MAX_ROUNDS,
     progress: Progress = silent,
 ) -> Merge:
     """Bring all models into one universe, an order of units that belongs to none of them, and return their mean.

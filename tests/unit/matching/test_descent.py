@@ -120,6 +120,7 @@ def test_an_interrupt_keeps_the_best_so_far() -> None:
     criterion = Criterion(net(2), INPUTS)
     found = align(SPEC, A, B, Descent(criterion, gains(), gains()), progress=stop)
     assert found.stop is StopReason.INTERRUPTED
+    assert found.certificate.assignments > align(SPEC, A, B, gains()).certificate.assignments
     assert -found.objective[-1] == pytest.approx(criterion.split()[1].between(A, B).at(found.permutation))
 
 
