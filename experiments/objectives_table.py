@@ -3,11 +3,11 @@
 Three seeds give three pairs per network (not independent of each other). Numbers are midpoint test loss minus the mean
 test loss of the ends, in nats, on 4,000 test images (MNIST: 10,000); the statistics of batch norm are recomputed before
 each measurement, of the ends as well, from 1,024 training images other than those that matching sees: 1,024 of them,
-and 7,168 more where "best" chooses, descends and polishes. Only straight-through matching and Sinkhorn re-basin see
-labels, of 5,000 images, and run on the first pair alone, for they are dear. FW is Frank-Wolfe; what is not marked is
-solved by coordinate descent. Hybrids are covariance-weighted weights and mu times the correlations of activations, by
-Frank-Wolfe; "from activations": mu is 3, and coordinate descent begins where correlations lead. "Unit" weights are
-divided by their norms, and may stand in the place of those weighted.
+and 23,552 more where "best" chooses, descends and polishes, or "all inputs" is written. Only straight-through
+matching and Sinkhorn re-basin see labels, of 5,000 images, and run on the first pair alone, for they are dear. FW is
+Frank-Wolfe; what is not marked is solved by coordinate descent. Hybrids are covariance-weighted weights and mu times
+the correlations of activations, by Frank-Wolfe; "from activations": mu is 3, and coordinate descent begins where
+correlations lead. "Unit" weights are divided by their norms, and may stand in the place of those weighted.
 
     python experiments/objectives_table.py --data DIR --only NETWORK [--columns METHOD ...]
 
@@ -41,7 +41,7 @@ from running import ADDED, bars, command, judged, keep, options
 NAME = "objectives_table"
 NETWORKS = list(TITLES)
 INPUTS, STATISTICS = 1024, 1024  # unlabelled training images for matching; the next ones for batch-norm statistics
-MORE = 7168  # unlabelled training images after those, which "best" sees too
+MORE = 23552  # unlabelled training images after those, which "best" sees too
 TEST = 4000  # test images of CIFAR-10 and Fashion-MNIST; all 10,000 of MNIST, whose networks are cheap
 LABELLED, BATCH = 5000, 250  # training images with labels, for the methods that follow them, one pass
 
@@ -140,6 +140,7 @@ METHODS: dict[str, Callable[[Pair], Any]] = {
     "synthetic, unit hybrid, FW": lambda pair: ob.Hybrid(pair.synthetic, weights("frank-wolfe", features="unit")),
     "activations, product": candidate("activations, product"),
     "activations, correlation": candidate("activations, correlation"),
+    "activations, product, all inputs": lambda pair: ob.ActivationMatching(ob.Activations(pair.model, pair.more)),
     "hybrid, mu 1": candidate("hybrid, mu 1"),
     "hybrid, mu 3": candidate("hybrid, mu 3"),
     "hybrid, mu 10": candidate("hybrid, mu 10"),

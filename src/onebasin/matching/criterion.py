@@ -99,14 +99,15 @@ class Between:
 
     def __init__(self, criterion: Criterion, a: Params, b: Params) -> None:
         self.criterion, self.a, self.b = criterion, a, b
-        with torch.no_grad(), criterion.mode():
-            ends = [] if criterion.loss else [with_params(criterion.model, params) for params in (a, b)]
-            self.targets = [
-                sum((_classes(end, batch).softmax(1) for end in ends), torch.zeros(())) / 2
-                for batch in criterion.batches
-            ]
-        if not self.targets:
+        self._numbers: Sequence[int] | None = None  # of the batches of a part
+        self._targets: dict[int, Tensor] = {}  # by number of the batch; a part has them in common with the whole
+        if not any(True for _ in criterion.batches):
             raise UsageError("no batches", "at least one batch of inputs", "check the data")
+
+    @property
+    def targets(self) -> list[Tensor]:
+        """The mean softmax of the ends on every batch, `Float[Tensor, "inputs classes ..."]`."""
+        return [self._target(number, batch) for number, batch in self._numbered()]
 
     def at(self, permutation: Permutation) -> float:
         """Return J of `permutation`.
@@ -175,22 +176,34 @@ class Between:
 
     def parts(self, count: int) -> Iterator[Between]:
         """Yield the criterion of the next `count` batches, or of all if there are no more, round and round."""
-        batches = list(zip(self.criterion.batches, self.targets, strict=True))
+        batches = list(self._numbered())
         turns = itertools.cycle(batches)
         while True:
             part, chosen = copy(self), list(itertools.islice(turns, min(count, len(batches))))
-            part.criterion = replace(self.criterion, batches=[batch for batch, _ in chosen])
-            part.targets = [target for _, target in chosen]
+            part.criterion = replace(self.criterion, batches=[batch for _, batch in chosen])
+            part._numbers = [number for number, _ in chosen]
             yield part
+
+    def _numbered(self) -> Iterator[tuple[int, Any]]:
+        batches = self.criterion.batches
+        return enumerate(batches) if self._numbers is None else zip(self._numbers, batches, strict=True)
+
+    def _target(self, number: int, batch: Any) -> Tensor:
+        """Return the mean softmax of the ends on a batch; computed when it is first asked for."""
+        if number not in self._targets:
+            with torch.no_grad(), self.criterion.mode():
+                ends = [_classes(with_params(self.criterion.model, params), batch) for params in (self.a, self.b)]
+            self._targets[number] = (ends[0].softmax(1) + ends[1].softmax(1)) / 2
+        return self._targets[number]
 
     def _losses(self, middle: Params) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the losses of the inputs of every batch, and the logits they are made of."""
         predict = with_params(self.criterion.model, middle)
-        for batch, target in zip(self.criterion.batches, self.targets, strict=True):
+        for number, batch in self._numbered():
             if self.criterion.loss:
                 yield self.criterion.loss(predict, batch).reshape(1), None
             else:
-                logits = _classes(predict, batch)
+                logits, target = _classes(predict, batch), self._target(number, batch)
                 yield cross_entropy(logits, target, reduction="none").reshape(len(logits), -1).mean(1), logits
 
 

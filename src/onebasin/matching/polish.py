@@ -168,7 +168,7 @@ class _Run(Trials):
 
     def look(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return, by group, `Float[Tensor, "*parents n n"]`: slope and curvature of J towards a swap of two units."""
-        batches = len(self.between.targets)
+        batches = len(list(self.between.criterion.batches))
         gradient, bends = dict[str, Tensor](), dict[str, Tensor]()
         for slopes in self.between.slopes(self.middle, math.ceil(SAMPLES / batches), self._generator):
             for name, slope in slopes.own.items():

@@ -69,6 +69,20 @@ def test_another_is_taken_only_if_it_is_surely_better_than_the_first() -> None:
     assert taken > 10 < unsure
 
 
+def test_the_ends_see_a_batch_once_and_only_if_it_is_looked_at() -> None:
+    model, seen = net(2), list[torch.Tensor]()
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    between = Criterion(model, INPUTS).between(A, B)
+    parts, middle = between.parts(2), between.middle(DRAWN[0])
+    some = next(parts).losses(middle)
+    assert len(seen) == 2 * 3 and {id(batch) for batch in seen} == set(map(id, INPUTS[:2]))
+    found = between.losses(middle)
+    assert len(seen) == 2 * len(INPUTS) + len(INPUTS) + 2
+    assert torch.equal(torch.cat(found[:2]), torch.cat(some))
+    for losses, expected in zip(found, losses_of(DRAWN[0]), strict=True):
+        torch.testing.assert_close(losses.tolist(), expected, rtol=1e-10, atol=0)
+
+
 def test_the_first_candidate_is_what_others_must_surely_beat() -> None:
     between, criterion = Criterion(net(2), INPUTS).between(A, B), Criterion(net(2), INPUTS)
     values = [between.at(one) for one in DRAWN]
