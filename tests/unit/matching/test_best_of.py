@@ -75,7 +75,8 @@ def test_the_ends_see_a_batch_once_and_only_if_it_is_looked_at() -> None:
     between = Criterion(model, INPUTS).between(A, B)
     parts, middle = between.parts(2), between.middle(DRAWN[0])
     some = next(parts).losses(middle)
-    assert len(seen) == 2 * 3 and {id(batch) for batch in seen} == set(map(id, INPUTS[:2]))
+    assert len(seen) == 2 * 3
+    assert {id(batch) for batch in seen} == set(map(id, INPUTS[:2]))
     found = between.losses(middle)
     assert len(seen) == 2 * len(INPUTS) + len(INPUTS) + 2
     assert torch.equal(torch.cat(found[:2]), torch.cat(some))
