@@ -1,16 +1,25 @@
 """Compiled assignment (numba): good prices first, then bids, then shortest paths for the rows that are left.
 
 Everywhere `stack` holds matrices of gains in their own dtype, `prices` are float64, `index` is row -> column (-1: none)
-and `owner` its inverse. The margin of a column is its gain less its price.
+and `owner` its inverse; `todo` numbers the problems to look at. The margin of a column is its gain less its price.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from onebasin.matching.compiled_paths import DENSE, augment, augment_sparsely
+from onebasin.matching.compiled_paths import DENSE, augment, augment_sparsely, without_column
 from onebasin.matching.compiled_prices import centre, scale_prices
-from onebasin.matching.compiled_rows import INFINITY, Array, best_column, best_margin, chunks, compiled, two_best
+from onebasin.matching.compiled_rows import (
+    INFINITY,
+    Array,
+    best_column,
+    best_margin,
+    chunks,
+    compiled,
+    inlined,
+    two_best,
+)
 
 # Shortest paths are fast as long as no larger share of the rows is without a column; else better prices come first.
 # Up to the second share, they are found from those of the last assignment.
@@ -19,6 +28,7 @@ UNAIDED = 192  # problems of no more units are solved faster than better prices 
 # Rows without a column bid so many times over, with so many bids each. More leave less to the searches.
 ROUNDS, BIDS = 3, 4
 FEW = 24  # of a large matrix, so small a share of the rows is searched for faster than choosing columns takes
+MANY = 8  # prices that leave a larger share of the rows without a column after a search are worse than none
 # Pairs are tight if they fall short of the best by no more than this share: the rounding of float64.
 TIGHT = 1e-15
 
@@ -64,54 +74,81 @@ def bound(stack: Array, prices: Array, index: Array, reach: float, sample: int) 
     """Cut prices off where gains would be lost in their rounding: `reach` times what is seen in `sample` rows or so."""
     batch, n = index.shape
     for b in range(batch):
-        most = 0.0
+        size = most = 0.0
+        lowest = INFINITY
         for i in range(n):
             most = max(most, reach * abs(stack[b, i, index[b, i]]))
-        if np.abs(prices[b]).max() > most:
+            size, lowest = max(size, abs(prices[b, i])), min(lowest, prices[b, i])
+        if size > most:
             for i in range(0, n, max(1, n // sample)):
-                most = max(most, reach * np.abs(stack[b, i]).max())
-            prices[b] = np.minimum(prices[b] - prices[b].min(), most)
+                for gain in stack[b, i]:
+                    most = max(most, reach * abs(gain))
+            for i in range(n):
+                prices[b, i] = min(prices[b, i] - lowest, most)
 
 
-@compiled
 def solve(stack: Array, prices: Array, index: Array, is_near: bool) -> Array:
     """Find the best assignment of every problem in place; return its duality gap, proved by prices.
 
     `index` and `prices` are where to start from; with `is_near`, prices are those of similar gains. In the end they are
-    in the middle of those that prove it (`centre`).
+    in the middle of those that prove it (`centre`). Each step is compiled by itself when it is first needed.
     """
-    short = np.empty(len(stack))
-    for b in range(len(stack)):
-        short[b] = solve_one(stack[b], prices[b], index[b], is_near)
+    problems = stack, prices, index
+    missing, short = first_pass(np.arange(len(stack)), *problems)
+    todo = np.flatnonzero(missing)
+    if len(todo) > 0:
+        start_anew(missing, *problems, is_near)
+        bid(todo, *problems)
+        if index.shape[1] > DENSE:
+            search_sparsely(todo, *problems)
+        augment(todo, *problems)
+        short[todo] = centre(todo, *problems)
     return short
 
 
-@compiled
-def solve_one(matrix: Array, prices: Array, index: Array, is_near: bool) -> float:
-    """Solve one problem, and return its duality gap."""
-    n = index.shape[0]
-    missing, short = first_pass(matrix, prices, index)
-    if missing == 0:
-        return short
-    if missing > MISSING * n:
-        is_far = not is_near or missing > MISSING_MOST * n
-        if n > UNAIDED:
-            scale_prices(matrix, prices, not is_far)
-        elif is_far:
-            prices[:] = 0
-        index[:] = -1
-        missing, short = first_pass(matrix, prices, index)
-    complete(matrix, prices, index)
-    return centre(matrix, prices, index)
+def start_anew(missing: Array, stack: Array, prices: Array, index: Array, is_near: bool) -> None:
+    """Solve the problems from better prices whose prices leave too many rows without a column."""
+    n, todo = index.shape[1], np.flatnonzero(missing > MISSING * index.shape[1])
+    if len(todo) == 0:
+        return
+    is_far = missing > (MISSING_MOST if is_near else MISSING) * n
+    if n > UNAIDED:
+        for b in todo:
+            scale_prices(stack[b], prices[b], not is_far[b])
+    else:
+        prices[is_far] = 0
+    index[todo] = -1
+    first_pass(todo, stack, prices, index)
+
+
+def search_sparsely(todo: Array, stack: Array, prices: Array, index: Array) -> None:
+    """Look for shortest paths over a few columns of each row where many rows are without one."""
+    n = index.shape[1]
+    for b in todo:
+        if np.count_nonzero(index[b] < 0) > n // FEW:
+            augment_sparsely(stack[b], prices[b], index[b])
+            if np.count_nonzero(index[b] < 0) > n // MANY:
+                prices[b], index[b] = 0, -1
+                first_pass(np.array([b]), stack, prices, index)
 
 
 @compiled
-def first_pass(matrix: Array, prices: Array, index: Array) -> tuple[int, float]:
+def first_pass(todo: Array, stack: Array, prices: Array, index: Array) -> tuple[Array, Array]:
     """Keep the pairs of `index` that are tight, then let rows without one take a best column that is free.
 
-    Returns how many rows have no column, and by how much the others fall short of their best. With all rows in place,
-    that is the duality gap.
+    Returns how many rows of each problem have no column, and by how much the others fall short of their best. With all
+    rows in place, that is the duality gap.
     """
+    missing, short = np.zeros(len(todo), np.int64), np.zeros(len(todo))
+    for at in range(len(todo)):
+        b = todo[at]
+        missing[at], short[at] = first_pass_one(stack[b], prices[b], index[b])
+    return missing, short
+
+
+@inlined
+def first_pass_one(matrix: Array, prices: Array, index: Array) -> tuple[int, float]:
+    """Do `first_pass` for one problem."""
     n, missing, short = index.shape[0], 0, 0.0
     asked, best, wish, tops = prices.copy(), np.empty(n), np.empty(n, np.int64), chunks(n)
     for i in range(n):  # a column that is taken has an infinite price in `asked`
@@ -136,45 +173,29 @@ def first_pass(matrix: Array, prices: Array, index: Array) -> tuple[int, float]:
 
 
 @compiled
-def complete(matrix: Array, prices: Array, index: Array) -> None:
-    """Give every row a column, by bids and shortest paths, from pairs that are tight."""
-    n = index.shape[0]
-    free, owner = without_column(index)
-    bid(free, matrix, prices, index, owner)
-    if n > DENSE and len(free) > n // FEW:
-        augment_sparsely(free, matrix, prices, index, owner)
-        if len(free) > n // 8:  # prices that are worse than none
-            prices[:], index[:] = 0.0, -1
-            first_pass(matrix, prices, index)
-            free, owner = without_column(index)
-    augment(free, matrix, prices, index, owner)
-
-
-@compiled
-def without_column(index: Array) -> tuple[list[int], Array]:
-    """Return the rows that have no column, and the row of each column."""
-    owner = np.full(index.shape[0], -1, np.int64)
-    for i in range(index.shape[0]):
-        if index[i] >= 0:
-            owner[index[i]] = i
-    return [i for i in range(index.shape[0]) if index[i] < 0], owner
-
-
-@compiled
-def bid(free: list[int], matrix: Array, prices: Array, index: Array, owner: Array) -> None:
-    """Let the rows `free` bid, a few times over (augmenting row reduction); those left without a column stay in it.
+def bid(todo: Array, stack: Array, prices: Array, index: Array) -> None:
+    """Let rows without a column bid, a few times over (augmenting row reduction); some are left without.
 
     A row takes its best column, and the price rises until the second best is as good; who had it bids in turn.
     """
-    tops = chunks(index.shape[0])
+    for b in todo:
+        bid_one(stack[b], prices[b], index[b])
+
+
+@inlined
+def bid_one(matrix: Array, prices: Array, index: Array) -> None:
+    """Do `bid` for one problem."""
+    free, owner = without_column(index)
+    later, tops, count = free.copy(), chunks(index.shape[0]), len(free)
     for _ in range(ROUNDS):
-        bids, later = BIDS * len(free), [i for i in range(0)]
-        while len(free) > 0:
-            i = free.pop()
+        bids, outbid = BIDS * count, 0
+        while count > 0:
+            i = free[count - 1]
             column, best, second = two_best(matrix[i], prices, tops)
             loser = owner[column]
             if loser >= 0 and (best <= second or bids <= 0):
-                later.append(i)
+                later[outbid] = i
+                outbid, count = outbid + 1, count - 1
                 continue
             bids -= 1
             if best > second > -INFINITY:
@@ -182,5 +203,7 @@ def bid(free: list[int], matrix: Array, prices: Array, index: Array, owner: Arra
             index[i], owner[column] = column, i
             if loser >= 0:
                 index[loser] = -1
-                free.append(loser)
-        free.extend(later)
+                free[count - 1] = loser
+            else:
+                count -= 1
+        free, later, count = later, free, outbid

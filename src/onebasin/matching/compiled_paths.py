@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onebasin.matching.compiled_rows import CHUNK, INFINITY, Array, best_of_chunks, chunks, compiled, smaller
+from onebasin.matching.compiled_rows import CHUNK, INFINITY, Array, best_of_chunks, chunks, compiled, inlined, smaller
 
 # Columns a row keeps, at least and at most. With good prices 8 to 16 are enough; more cost little.
 LEAST, MOST = 12, 24
@@ -28,23 +28,31 @@ Kept = tuple[Array, Array, Array, Array]
 
 
 @compiled
-def augment(free: list[int], matrix: Array, prices: Array, index: Array, owner: Array) -> None:
-    """Take rows from `free` and give each a column, until none is left.
+def augment(todo: Array, stack: Array, prices: Array, index: Array) -> None:
+    """Give a column to each row that has none.
 
     It is found along the shortest path to a free column (Dijkstra): a step goes to the nearest open column, and on from
     the row that has it. Prices rise on the way. What is known of closed columns is infinite, and so is their price.
     """
-    n = index.shape[0]
-    known, paid, spare = np.empty(n), np.empty(n), np.flatnonzero(owner < 0)
+    for b in todo:
+        augment_one(stack[b], prices[b], index[b])
+
+
+@inlined
+def augment_one(matrix: Array, prices: Array, index: Array) -> None:
+    """Do `augment` for one problem."""
+    n, (free, owner) = index.shape[0], without_column(index)
+    known, paid, (spare, _) = np.empty(n), np.empty(n), without_column(owner)
     rows, levels = np.empty(n, np.int64), np.empty(n)
     closed, far = np.empty(n, np.int64), np.empty(n)
-    while len(free) > 0:
-        i, level, count = free.pop(), 0.0, 0
-        known[:], paid[:] = INFINITY, prices
+    for left in range(len(free), 0, -1):
+        i, level, count = free[-left], 0.0, 0
+        for column in range(n):
+            known[column], paid[column] = INFINITY, prices[column]
         while True:
             rows[count], levels[count] = i, level
             end, nearest = relax(level, matrix[i], paid, known)
-            for k in range(len(spare)):
+            for k in range(left):
                 if known[spare[k]] == nearest:
                     end, last = spare[k], k
             closed[count], far[count] = end, nearest
@@ -54,14 +62,27 @@ def augment(free: list[int], matrix: Array, prices: Array, index: Array, owner: 
             known[end] = paid[end] = INFINITY
             count += 1
             level = nearest + (matrix[i, end] - prices[end])
-        spare[last] = spare[-1]
-        spare = spare[:-1]
+        spare[last] = spare[left - 1]
         follow_back(count, matrix, prices, index, owner, (rows, levels, closed, far))
         for k in range(count):
             prices[closed[k]] += nearest - far[k]
 
 
 @compiled
+def without_column(index: Array) -> tuple[Array, Array]:
+    """Return the rows that have no column, and the row of each column."""
+    n, count = index.shape[0], 0
+    free, owner = np.empty(n, np.int64), np.full(n, -1, np.int64)
+    for i in range(n):
+        if index[i] < 0:
+            free[count] = i
+            count += 1
+        else:
+            owner[index[i]] = i
+    return free[:count], owner
+
+
+@inlined
 def follow_back(count: int, matrix: Array, prices: Array, index: Array, owner: Array, search: Any) -> None:
     """Give the rows on the path to the last closed column the columns by which they are left.
 
@@ -96,23 +117,24 @@ def relax(level: float, row: Array, paid: Array, known: Array) -> tuple[int, flo
 
 
 @compiled
-def augment_sparsely(free: list[int], matrix: Array, prices: Array, index: Array, owner: Array) -> None:
+def augment_sparsely(matrix: Array, prices: Array, index: Array) -> None:
     """Do what `augment` does, looking at a whole row only where a path depends on it.
 
     Each row keeps its few best columns, and a bound on what any other is worth to it. Prices only rise, so the bound
     stays true: a search runs over the kept columns alone, and looks at the row again only when it has come so far that
-    another column could matter. So it is exact, without rounds and without a tolerance. It leaves the last of `free` if
-    too many rows had to be looked at again.
+    another column could matter. So it is exact, without rounds and without a tolerance. It leaves rows without a column
+    if too many had to be looked at again.
 
     On the heap lie the columns that were reached, and -1 - i for rows i that are to be looked at again at that length.
     `level` of a row is its own length and its best margin.
     """
-    n, most, again = index.shape[0], min(MOST, index.shape[0]), 0
+    n, most, again, (free, owner) = index.shape[0], min(MOST, index.shape[0]), 0, without_column(index)
     kept = np.empty((n, most), np.int64), np.empty((n, most)), np.zeros(n, np.int64), np.full(n, INFINITY)
     columns, gains, number, outside = kept
     distance, before, done, level = np.full(n, INFINITY), np.empty(n, np.int64), np.zeros(n, np.bool_), np.empty(n)
-    while len(free) > 0 and again <= n // AGAIN:
-        start = free.pop()
+    for start in free:
+        if again > n // AGAIN:
+            break
         heap, reached = [(0.0, -1)], [j for j in range(0)]
         heap.pop()
         end, shortest, i = -1, INFINITY, start
@@ -156,7 +178,7 @@ def augment_sparsely(free: list[int], matrix: Array, prices: Array, index: Array
             index[i], end = end, index[i]
 
 
-@compiled
+@inlined
 def relax_all(
     i: int, row: Array, prices: Array, owner: Array, search: Any, end: int, shortest: float
 ) -> tuple[int, float]:
@@ -189,7 +211,9 @@ def look_again(i: int, row: Array, prices: Array, kept: Kept) -> None:
     best_of_chunks(row, prices, tops)
     floor = nth_largest(tops, LEAST) if len(tops) > LEAST else -INFINITY
     count, worst, margins = 0, 0, np.empty(most)
-    for chunk in np.flatnonzero(tops >= floor):
+    for chunk in range(tops.shape[0]):
+        if tops[chunk] < floor:
+            continue
         for column in range(chunk * CHUNK, min((chunk + 1) * CHUNK, n)):
             margin = row[column] - prices[column]
             if count < most and margin >= floor:
@@ -207,7 +231,7 @@ def look_again(i: int, row: Array, prices: Array, kept: Kept) -> None:
     number[i], outside[i] = count, floor
 
 
-@compiled
+@inlined
 def nth_largest(values: Array, nth: int) -> float:
     """Return the `nth` largest of more than `nth` values."""
     largest = np.full(nth, -INFINITY)
@@ -221,7 +245,7 @@ def nth_largest(values: Array, nth: int) -> float:
     return largest[nth - 1]
 
 
-@compiled
+@inlined
 def best_kept(i: int, row: Array, prices: Array, kept: Kept) -> float:
     """Return the largest margin of row i, from the columns it keeps as long as no other can be better."""
     columns, gains, number, outside = kept

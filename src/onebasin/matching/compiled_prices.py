@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from onebasin.matching.compiled_rows import INFINITY, Array, chunks, compiled, larger, smaller, two_best
+from onebasin.matching.compiled_rows import INFINITY, Array, chunks, compiled, inlined, larger, smaller, two_best
 
 # Temperatures as shares of the mean gap between the best and the second best column; iterations at each; rows that the
 # gap is measured on. From prices that were right for similar gains, only the last temperature is taken.
@@ -21,7 +21,6 @@ ZERO, ONE = np.float32(0), np.float32(1)
 EPS, TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
 
 
-@compiled
 def scale_prices(matrix: Array, prices: Array, is_near: bool) -> None:
     """Improve `prices` until nearly every row can have the column it prefers.
 
@@ -39,8 +38,7 @@ def scale_prices(matrix: Array, prices: Array, is_near: bool) -> None:
     for number in range(len(STAGES) - 1 if is_near else 0, len(STAGES)):
         scale_once(matrix, prices, STAGES[number] * gap, kernel)
     if not np.isfinite(prices).all():
-        for column in range(n):
-            prices[column] = matrix[:, column].max()
+        prices[:] = matrix.max(0)
 
 
 @compiled
@@ -98,7 +96,7 @@ scale_once = compiled(scale_once, fastmath={"reassoc", "nsz", "contract"})
 
 
 @compiled
-def centre(matrix: Array, prices: Array, index: Array) -> float:
+def centre(todo: Array, stack: Array, prices: Array, index: Array) -> Array:
     """Return by how much rows fall short of their best margin, summed: the duality gap. Then centre the prices.
 
     A price may rise until the row that has the column prefers another one, and fall until another row prefers the
@@ -106,6 +104,16 @@ def centre(matrix: Array, prices: Array, index: Array) -> float:
     own column may rise, nor than k may fall, so with half of both gone it still loses nothing. What was proved stays
     proved, up to the rounding of float64, and outlives more changes of the gains.
     """
+    short = np.zeros(len(todo))
+    for at in range(len(todo)):
+        b = todo[at]
+        short[at] = centre_one(stack[b], prices[b], index[b])
+    return short
+
+
+@inlined
+def centre_one(matrix: Array, prices: Array, index: Array) -> float:
+    """Do `centre` for one problem."""
     n, short = index.shape[0], 0.0
     fall, rise = np.full(n, INFINITY), np.empty(n)
     for i in range(n):

@@ -30,6 +30,11 @@ def compiled(function: Function, **more: Any) -> Function:
         return cast(Function, numba.njit(error_model="numpy", **more)(function))
 
 
+def inlined(function: Function) -> Function:
+    """Make a part of its only caller, to be compiled with that alone."""
+    return cast(Function, numba.njit(inline="always")(function))
+
+
 def _chosen(comparison: str) -> Callable[[Any, Any], Any]:
     """Return the function of two numbers that chooses one by `comparison`; neither may be NaN.
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from onebasin.matching.assignment import REACH, SAMPLE, Start, _bounded
+from onebasin.matching.assignment import REACH, SAMPLE, Start, _bounded, solve
 
 pytest.importorskip("numba")
 
-from onebasin.matching import compiled
+from onebasin.matching import compiled, compiled_paths, compiled_prices, compiled_rows
 
 N = 67
 
@@ -62,3 +62,26 @@ def test_finite_values_are_told_from_others_however_large_their_sum(dtype: torch
     for bad in (math.nan, math.inf, -math.inf):
         for where in (0, 100, N * N - 1):
             assert not compiled.are_finite(gains.index_fill(0, torch.tensor(where), bad).numpy())
+
+
+def signatures() -> dict[str, int]:
+    """Return for how many kinds of arguments each function has been compiled."""
+    modules = (compiled, compiled_paths, compiled_prices, compiled_rows)
+    functions = {name: value for module in modules for name, value in vars(module).items()}
+    return {name: len(value.signatures) for name, value in functions.items() if hasattr(value, "signatures")}
+
+
+def test_a_matrix_of_another_layout_or_size_is_not_compiled_for_again() -> None:
+    """Compiling is what the first use waits for."""
+    gains = torch.randn(2 * N, 2 * N, generator=torch.Generator().manual_seed(0))
+    solve(gains, solve(-gains))
+    before = signatures()
+    found = solve(gains.T)
+    for other in (gains.T, gains.T.clone(), gains.T[None], gains.T.half(), gains.T.requires_grad_()):
+        solve(other, None if other.dim() > 2 else found)
+    for part in (gains[::2, 1::2], gains.expand(3, -1, -1), gains[:, :N].reshape(-1, N, N)):
+        solve(part, solve(part + 1))
+    assert signatures() == before
+    assert before["first_pass"] > 0
+    solve(gains.double())
+    assert max(signatures().values()) <= 2
