@@ -18,7 +18,7 @@ from onebasin.matching.coordinate_descent import CoordinateDescent
 from onebasin.matching.criterion import Between, Criterion
 from onebasin.matching.gains import order_of, rows_of
 from onebasin.matching.hybrid import Gains
-from onebasin.matching.moves import Trials, cycles
+from onebasin.matching.moves import DECIDING, Trials, cycles
 from onebasin.matching.objective import Objective
 from onebasin.matching.terms import new
 from onebasin.matching.weight import WeightMatching
@@ -31,8 +31,8 @@ from onebasin.spec import PermutationSpec
 MOMENTUM = 0.9
 # How often in a run J of the batches left out is looked at.
 LOOKS = 8
-# Batches that decide on a cycle, and rounds of crossing.
-CROSSED, ROUNDS = 16, 3
+# Rounds of crossing.
+ROUNDS = 3
 # What gains that are all zero are divided by.
 TINY = 1e-30
 
@@ -49,14 +49,14 @@ class Descent:
     The rate falls to zero by half a cosine. Unlike swaps it changes many units at a time, and unlike soft orders it
     only ever looks at true permutations. Where it ends depends on the batches, so there are several runs, each of which
     goes on with the next ones. Then the best order is crossed with where each run ended, and with `first`: they differ
-    by cycles of units, and those are taken over that lower J on sixteen batches, in three rounds.
+    by cycles of units, and those are taken over that lower J on 32 batches, in three rounds.
 
     Most batches are fitted so. J of the rest (half of them, eight at most) is taken eight times in a run, and at the
     end: what `first` finds is returned, unless one of these is lower by more than a standard error. A group that
     `gains` says nothing of stays as in `first`. The more inputs, the less are they fitted alone.
 
     Costs of a step: a forward and a backward pass of one batch, the gains of all groups, and one assignment each;
-    of a cycle, a forward pass of sixteen batches, or fewer if J surely rises. The history is minus J of the rest:
+    of a cycle, a forward pass of 32 batches, or fewer if J surely rises. The history is minus J of the rest:
     of `first`, and whenever it was lowered. Batches of about 128 are meant. When a number is not finite the run
     ends; `stop` says so, and `note` at which step.
 
@@ -147,7 +147,7 @@ class _Search:
 
     def cross(self, others: Sequence[Permutation]) -> None:
         """Cross the best order with others."""
-        parts = self.between.parts(CROSSED)
+        parts = self.between.parts(DECIDING)
         trials = Trials(next(parts), self.best.permutation)
         for number in range(1, ROUNDS + 1):
             before = trials.kept

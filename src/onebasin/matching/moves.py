@@ -17,6 +17,8 @@ from onebasin.permutation import Permutation
 
 # A move must lower the criterion by more than this (nats), as in the study it comes from: less is rounding or fit.
 LEAST = 1e-5
+# So many batches decide on a move, if there are so many: on fewer, more is kept that fits them by chance.
+DECIDING = 32
 # A trial ends as soon as the rise of J is so many times its standard error.
 SURE = 2
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from onebasin.errors import UsageError
 from onebasin.matching.alignment import Alignment, Matcher, StopReason
 from onebasin.matching.best_of import Incumbent
-from onebasin.matching.criterion import FEW, Between, Criterion
-from onebasin.matching.moves import LEAST, Move, Trials
+from onebasin.matching.criterion import Between, Criterion
+from onebasin.matching.moves import DECIDING, LEAST, Move, Trials
 from onebasin.matching.weight import WeightMatching
 from onebasin.params import Params
 from onebasin.permutation import Permutation
@@ -48,7 +48,7 @@ class Polish:
     up when J has surely risen, by two standard errors, or risen at all on the first half of the batches. Units of a
     nested group are swapped under one parent unit.
 
-    A round sees eight batches, the next one the next eight. Some are left out of that, half of all and eight at most:
+    A round sees 32 batches, the next one the next 32. Some are left out of that, half of all and eight at most:
     what is returned has lowered J of these by more than a standard error. Without, polish fits the inputs it sees.
 
     A round costs some seven passes over its batches for g and s, and one or less for every trial. It is the last
@@ -88,7 +88,7 @@ class Polish:
         if found.stop is StopReason.INTERRUPTED:
             return found
         fit, held = (part.between(params_a, params_b) for part in self.criterion.split())
-        parts = fit.parts(FEW)
+        parts = fit.parts(DECIDING)
         run, best = _Run(next(parts), found.permutation, self.seed), Incumbent(held, found.permutation)
         stop = self._rounds(run, parts, best, progress)
         best.challenge(run.permutation)
