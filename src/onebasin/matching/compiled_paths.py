@@ -16,8 +16,9 @@ from onebasin.matching.compiled_rows import CHUNK, INFINITY, Array, best_of_chun
 
 # Columns a row keeps, at least and at most. With good prices 8 to 16 are enough; more cost little.
 LEAST, MOST = 12, 24
-# Matrices up to this size are searched by whole rows, and larger ones once one of so many rows was in need of it.
-DENSE, AGAIN = 768, 4
+# Matrices up to this size are searched by whole rows. Larger ones are when rows were looked at again so many times as
+# there are rows: that costs a pass over the matrix or two, and a search by whole rows can cost hundreds of rows.
+DENSE = 768
 STRIP = 64  # columns whose nearest is noted together
 
 
@@ -133,7 +134,7 @@ def augment_sparsely(matrix: Array, prices: Array, index: Array) -> None:
     columns, gains, number, outside = kept
     distance, before, done, level = np.full(n, INFINITY), np.empty(n, np.int64), np.zeros(n, np.bool_), np.empty(n)
     for start in free:
-        if again > n // AGAIN:
+        if again > n:
             break
         heap, reached = [(0.0, -1)], [j for j in range(0)]
         heap.pop()
