@@ -23,7 +23,7 @@ from onebasin.matching.compiled_rows import (
 
 # Shortest paths are fast as long as no larger share of the rows is without a column; else better prices come first.
 # Up to the second share, they are found from those of the last assignment.
-MISSING, MISSING_MOST = 0.3, 0.6
+MISSING, MISSING_MOST = 0.25, 0.6
 UNAIDED = 192  # problems of no more units are solved faster than better prices are found
 # Rows without a column bid so many times over, with so many bids each. More leave less to the searches.
 ROUNDS, BIDS = 3, 4

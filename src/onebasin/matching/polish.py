@@ -51,7 +51,7 @@ class Polish:
     A round sees 32 batches, the next one the next 32. Some are left out of that, half of all and eight at most:
     what is returned has lowered J of these by more than a standard error. Without, polish fits the inputs it sees.
 
-    A round costs some seven passes over its batches for g and s, and one or less for every trial. It is the last
+    A round costs five to seven passes over its batches for g and s, and one or less for every trial. It is the last
     one after 30 trials without success, or if J of what was left out has not fallen for three rounds. The history
     is minus J of what was left out: before, and whenever it fell. `note` tells the counts. When J is not finite at
     a trial, the run ends; `stop` says so, and `note` on which batch.
