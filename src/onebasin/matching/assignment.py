@@ -175,7 +175,7 @@ def _by_paths(stack: Tensor, start: Start | None) -> tuple[Found, Tensor]:
 
     matrices = stack.contiguous().numpy()
     if start is None:
-        prices = stack.amax(-2).double().numpy()
+        prices = matrices.max(-2).astype(np.float64)  # torch takes two and a half times as long at 2048 units
         index = np.full(prices.shape, -1)
     else:
         index, prices = start.columns.numpy().copy(), start.prices.numpy().copy()
