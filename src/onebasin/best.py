@@ -46,7 +46,7 @@ class Best:
 
     The last two look at some of the batches, and are kept if that lowers J of the rest: so where weights alone match
     well, as on plain networks, they stay. On narrow networks with batch norm they do most, and take most of the time.
-    Some thousand inputs are meant, in batches of about 128: of eight batches and more, eight are the choice's, and of
+    Thousands of inputs are meant, in batches of about 128: of eight batches and more, eight are the choice's, and of
     sixteen and more, eight are the rest. Of a single batch there is no rest.
     The history is minus J of the rest, from what the descent found on.
 
