@@ -104,11 +104,6 @@ class Between:
         if not any(True for _ in criterion.batches):
             raise UsageError("no batches", "at least one batch of inputs", "check the data")
 
-    @property
-    def targets(self) -> list[Tensor]:
-        """The mean softmax of the ends on every batch, `Float[Tensor, "inputs classes ..."]`."""
-        return [self._target(number, batch) for number, batch in self._numbered()]
-
     def at(self, permutation: Permutation) -> float:
         """Return J of `permutation`.
 
@@ -189,7 +184,7 @@ class Between:
         return enumerate(batches) if self._numbers is None else zip(self._numbers, batches, strict=True)
 
     def _target(self, number: int, batch: Any) -> Tensor:
-        """Return the mean softmax of the ends on a batch; computed when it is first asked for."""
+        """Return the ends' mean softmax on a batch, `Float[Tensor, "inputs classes ..."]`, computed at first use."""
         if number not in self._targets:
             with torch.no_grad(), self.criterion.mode():
                 ends = [_classes(with_params(self.criterion.model, params), batch) for params in (self.a, self.b)]

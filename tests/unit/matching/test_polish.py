@@ -162,7 +162,8 @@ def test_slope_and_curvature_are_those_of_the_way_to_the_swap(
 
 def entropy(run: _Run) -> float:
     """Return the lowest value that J can have."""
-    return fmean(-(t * t.log()).sum(1).mean().item() for t in run.between.targets)
+    targets = [run.between._target(*one) for one in run.between._numbered()]
+    return fmean(-(t * t.log()).sum(1).mean().item() for t in targets)
 
 
 def test_swaps_come_in_disjoint_sets_the_most_promising_first() -> None:
