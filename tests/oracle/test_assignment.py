@@ -13,6 +13,8 @@ from torch import Tensor
 from onebasin.errors import ParamsError, UsageError
 from onebasin.matching.assignment import _prices, _shortfall, _size, solve, upper_bound
 
+pytestmark = pytest.mark.usefixtures("way")
+
 FAMILIES = ["normal", "product", "planted", "ties", "equal", "zero", "huge", "tiny"]
 
 

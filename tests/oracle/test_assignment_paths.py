@@ -20,14 +20,10 @@ from onebasin.matching.assignment import Assignment, solve
 DENSE, SPARSE, WIDE = 67, 211, 787
 
 
-@pytest.fixture(params=["with numba", "without numba"], autouse=True)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "without numba":
-        monkeypatch.setattr(assignment, "has_numba", lambda: False)
+@pytest.fixture(autouse=True)
+def whole(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "without numba":
         monkeypatch.setattr(assignment, "WHOLE", DENSE)  # what is larger is solved by a core here
-    elif not assignment.has_numba():
-        pytest.skip("numba is not installed")
-    return str(request.param)
 
 
 FAMILIES = [

@@ -11,8 +11,7 @@ from onebasin.matching.assignment import _prices, _shortfall, solve
 
 pytest.importorskip("numba")
 
-from onebasin.matching import compiled_prices
-from onebasin.matching.compiled_prices import scale_prices
+from onebasin.matching.compiled_prices import centre, scale_prices
 
 SIZES = [2, 3, 67, 211]
 
@@ -22,11 +21,6 @@ def solved(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     gains = torch.randn(n, n, generator=torch.Generator().manual_seed(seed)).double()
     index = torch.from_numpy(linear_sum_assignment(gains.numpy(), maximize=True)[1])
     return gains.numpy(), index.numpy(), _prices(gains[None], index[None])[0].numpy()
-
-
-def centre(gains: np.ndarray, prices: np.ndarray, index: np.ndarray) -> float:
-    """Centre the prices of one problem in place, and return its duality gap."""
-    return float(compiled_prices.centre(np.array([0]), gains[None], prices[None], index[None])[0])
 
 
 def slack(gains: np.ndarray, index: np.ndarray, prices: np.ndarray) -> np.ndarray:

@@ -6,19 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from onebasin.matching import assignment
 from onebasin.matching.tensors import difference_of_rows, dot, squares, transposed
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 SHAPES = [(0, 3), (1, 1), (3, 130), (67, 19), (130, 70)]
 
 
-@pytest.fixture(params=["with numba", "without numba"], autouse=True)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "without numba":
-        monkeypatch.setattr(assignment, "has_numba", lambda: False)
-    elif not assignment.has_numba():
-        pytest.skip("numba is not installed")
+pytestmark = pytest.mark.usefixtures("way")
 
 
 def matrices(shape: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:

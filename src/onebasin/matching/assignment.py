@@ -17,8 +17,6 @@ from onebasin.matching.sinkhorn_prices import scratch
 
 # Elements that are treated together: small problems share a pass, and the pass stays within the cache.
 BATCH = 1 << 18
-# Problems of fewer units, if there are not many, are left to scipy: there is nothing to win, and nothing to compile.
-SMALL = 64
 # Problems of no more units are carried to the CPU as they are, where numba does not serve; of larger ones, a core is.
 WHOLE = 256
 # Prices to start from are cut off at so many times the largest gain that is seen in so many rows.
@@ -26,7 +24,7 @@ REACH, SAMPLE = 64, 16
 # Gaps and potentials below this share of the largest gains are the rounding of float64.
 SETTLED = 1e-15
 # Path lengths are sums of differences of gains, at most n.
-LARGEST = torch.finfo(torch.float64).max / 4
+LARGEST, TINY = torch.finfo(torch.float64).max / 4, torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +64,12 @@ def solve(gains: Tensor, warm: Assignment | None = None) -> Assignment:
     Source: jonker1987 (shortest augmenting paths); crouse2016 (those of scipy, for small problems).
     """
     _check_shapes(gains, warm)
-    batch, n = gains.shape[:-2], gains.shape[-1]
     if gains.numel() == 0:
-        zero = torch.zeros(batch, dtype=torch.float64)
+        zero = torch.zeros(gains.shape[:-2], dtype=torch.float64)
         rows = torch.zeros(gains.shape[:-1], dtype=torch.float64)
         return Assignment(rows.long(), zero, zero, rows)
-    stack = gains.detach().to(torch.promote_types(gains.dtype, torch.float32)).reshape(-1, n, n)
-    start = None if warm is None else Start(warm.index.reshape(-1, n), warm.duals.reshape(-1, n))
-    solve_all = _by_paths if _is_for_numba(stack) else _in_torch
-    (index, prices, short), value = solve_all(stack, start)
-    gap = short / _size(stack).clamp_min(torch.finfo(torch.float64).tiny) if short.any() else short
-    return Assignment(index.reshape(*batch, n), value.reshape(batch), gap.reshape(batch), prices.reshape(*batch, n))
+    read = gains.detach().to(torch.promote_types(gains.dtype, torch.float32))
+    return _by_paths(read, warm) if read.device.type == "cpu" and has_numba() else _in_torch(read, warm)
 
 
 def upper_bound(gains: Tensor, duals: Tensor) -> Tensor:
@@ -103,13 +96,16 @@ class Found(NamedTuple):
     short: Tensor
 
 
-def _in_torch(stack: Tensor, start: Start | None) -> tuple[Found, Tensor]:
-    """Solve a stack of problems, a few at a time, and return what the assignments are worth, too."""
-    _check_start(start is None or (_is_order(start.columns) and bool(torch.isfinite(start.prices).all())))
-    # The sum is one cheap pass, and finite only if all gains are; finite gains may still have a sum that is not.
-    _check_gains(stack, bool(torch.isfinite(stack.sum()) or torch.isfinite(stack).all()))
-    found = _in_pieces(stack, None if start is None else _bounded(stack, start))
-    return found, to_host(stack.gather(-1, found.columns[..., None].to(stack.device))[..., 0].double().sum(-1))
+def _in_torch(gains: Tensor, warm: Assignment | None) -> Assignment:
+    """Solve all problems, a few at a time."""
+    stack = gains.flatten(0, -3) if gains.dim() > 2 else gains[None]
+    size = _size(stack)
+    _check_gains(gains, size.max().item())
+    start = None if warm is None else _bounded(stack, _checked_start(warm))
+    index, prices, short = _in_pieces(stack, start)
+    value = to_host(stack.gather(-1, index[..., None].to(stack.device))[..., 0].double().sum(-1))
+    gap, rows, batch = short / size.clamp_min(TINY), gains.shape[:-1], gains.shape[:-2]
+    return Assignment(index.reshape(rows), value.reshape(batch), gap.reshape(batch), prices.reshape(rows))
 
 
 def _in_pieces(stack: Tensor, start: Start | None) -> Found:
@@ -151,11 +147,6 @@ def _bounded(stack: Tensor, start: Start) -> Start:
     return start._replace(prices=(start.prices - start.prices.amin(-1, keepdim=True)).minimum(most))
 
 
-def _is_for_numba(stack: Tensor) -> bool:
-    small = stack.shape[-1] < SMALL and stack.numel() < BATCH // 2
-    return not small and stack.device.type == "cpu" and has_numba()
-
-
 @cache
 def has_numba() -> bool:
     """Return whether the extra `[fast]` is there, and fits the numpy that is."""
@@ -166,26 +157,29 @@ def has_numba() -> bool:
     return True
 
 
-def _by_paths(stack: Tensor, start: Start | None) -> tuple[Found, Tensor]:
+def _by_paths(gains: Tensor, warm: Assignment | None) -> Assignment:
     """Do what `_in_torch` does by compiled shortest augmenting paths, from prices that leave few rows without a column.
 
     At some hundred units, the calls of torch that it would take are as dear as the paths.
     """
     from onebasin.matching import compiled
 
-    matrices = stack.contiguous().numpy()
-    if start is None:
-        prices = matrices.max(-2).astype(np.float64)  # torch takes two and a half times as long at 2048 units
+    rows, batch, n = gains.shape[:-1], gains.shape[:-2], gains.shape[-1]
+    stack = gains.contiguous().numpy().reshape(-1, n, n)
+    size = compiled.sizes(stack)
+    _check_gains(gains, size.max())
+    if warm is None:
+        prices = stack.max(-2).astype(np.float64)  # torch takes longer
         index = np.full(prices.shape, -1)
     else:
-        index, prices = start.columns.numpy().copy(), start.prices.numpy().copy()
+        index, prices = (x.numpy().reshape(-1, n).copy() for x in (warm.index, warm.duals))
         _check_start(compiled.is_start(index, prices))
-    _check_gains(stack, compiled.are_finite(matrices.reshape(-1)))
-    if start is not None:
-        compiled.bound(matrices, prices, index, REACH, SAMPLE)
-    short = compiled.solve(matrices, prices, index, start is not None)
-    found = Found(torch.from_numpy(index), torch.from_numpy(prices), torch.from_numpy(short))
-    return found, torch.from_numpy(compiled.values(matrices, index))
+        compiled.bound(stack, prices, index, REACH, SAMPLE)
+    problems = zip(stack, prices, index, strict=True)
+    short = np.array([compiled.solve(*problem, warm is not None) for problem in problems])
+    value, gap = compiled.values(stack, index), short / np.maximum(size, TINY)
+    shaped = (index.reshape(rows), value.reshape(batch), gap.reshape(batch), prices.reshape(rows))
+    return Assignment(*map(torch.from_numpy, shaped))
 
 
 def _by_cores(stack: Tensor, start: Start | None) -> Found:
@@ -254,6 +248,13 @@ def _potentials(loss: Tensor, settled: Tensor) -> Tensor:
     return potential
 
 
+def _checked_start(warm: Assignment) -> Start:
+    n = warm.index.shape[-1]
+    start = Start(warm.index.reshape(-1, n), warm.duals.reshape(-1, n))
+    _check_start(_is_order(start.columns) and bool(torch.isfinite(start.prices).all()))
+    return start
+
+
 def _is_order(index: Tensor) -> bool:
     return torch.equal(index.sort(-1).values, torch.arange(index.shape[-1]).expand_as(index))
 
@@ -282,14 +283,17 @@ def _check_start(is_one: bool) -> None:
         )
 
 
-def _check_gains(gains: Tensor, are_finite: bool) -> None:
-    if not are_finite:
+def _check_gains(gains: Tensor, size: float) -> None:
+    """Refuse gains that are not finite, or too large; with the first, `size` is not finite, nor is it less than one."""
+    if size <= LARGEST / gains.shape[-1]:
+        return
+    if not torch.isfinite(gains).all():
         raise ParamsError(
             f"gains with {int((~torch.isfinite(gains)).sum())} values that are not finite",
             "finite gains",
             "check the weights for values so large that their products overflow, and scale them down",
         )
-    if gains.dtype == torch.float64 and gains.abs().amax() > LARGEST / gains.shape[-1]:
+    if gains.abs().amax() > LARGEST / gains.shape[-1]:
         raise ParamsError(
             f"gains as large as {gains.abs().amax().item():.3g}",
             "gains whose sums and differences are finite in float64",

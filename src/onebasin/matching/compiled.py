@@ -1,7 +1,7 @@
 """Compiled assignment (numba): good prices first, then bids, then shortest paths for the rows that are left.
 
-Everywhere `stack` holds matrices of gains in their own dtype, `prices` are float64, `index` is row -> column (-1: none)
-and `owner` its inverse; `todo` numbers the problems to look at. The margin of a column is its gain less its price.
+Everywhere `matrix` holds gains in their own dtype (a `stack` several), `prices` are float64, `index` is row -> column
+(-1: none) and `owner` its inverse. The margin of a column is its gain less its price.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from onebasin.matching.compiled_rows import (
     best_margin,
     chunks,
     compiled,
-    inlined,
     two_best,
 )
 
@@ -47,15 +46,28 @@ def is_start(index: Array, prices: Array) -> bool:
     return True
 
 
-def are_finite(gains: Array) -> bool:
-    """Return whether no value of a vector is infinite or NaN: else what is left of it by zero is NaN."""
-    total = zero = gains.dtype.type(0)
-    for gain in gains:
-        total += gain * zero
-    return bool(total == 0)
+def sizes(stack: Array) -> Array:
+    """Return the sum over rows of the largest absolute gain of every matrix; not finite, if a gain is not."""
+    return sizes_by_bits(stack, stack.view(np.int32 if stack.itemsize == 4 else np.int64))
 
 
-are_finite = compiled(are_finite, fastmath={"reassoc"})
+@compiled
+def sizes_by_bits(stack: Array, bits: Array) -> Array:
+    """Do `sizes`, the bits given: but for the sign, those of a larger number are larger, and those of NaN the largest.
+
+    Maxima of integers are found in vectors, those of numbers that may be NaN are not.
+    """
+    batch, n = bits.shape[:2]
+    total, tops, mask = np.zeros(batch), np.empty(n, bits.dtype), bits.dtype.type(np.iinfo(bits.dtype).max)
+    for b in range(batch):
+        for i in range(n):
+            row, top = bits[b, i], bits.dtype.type(0)
+            for column in range(n):
+                top = max(top, row[column] & mask)
+            tops[i] = top
+        for size in tops.view(stack.dtype):
+            total[b] += size
+    return total
 
 
 @compiled
@@ -87,68 +99,48 @@ def bound(stack: Array, prices: Array, index: Array, reach: float, sample: int) 
                 prices[b, i] = min(prices[b, i] - lowest, most)
 
 
-def solve(stack: Array, prices: Array, index: Array, is_near: bool) -> Array:
-    """Find the best assignment of every problem in place; return its duality gap, proved by prices.
+def solve(matrix: Array, prices: Array, index: Array, is_near: bool) -> float:
+    """Find the best assignment of one problem in place; return its duality gap, proved by prices.
 
     `index` and `prices` are where to start from; with `is_near`, prices are those of similar gains. In the end they are
     in the middle of those that prove it (`centre`). Each step is compiled by itself when it is first needed.
     """
-    problems = stack, prices, index
-    missing, short = first_pass(np.arange(len(stack)), *problems)
-    todo = np.flatnonzero(missing)
-    if len(todo) > 0:
-        start_anew(missing, *problems, is_near)
-        bid(todo, *problems)
-        if index.shape[1] > DENSE:
-            search_sparsely(todo, *problems)
-        augment(todo, *problems)
-        short[todo] = centre(todo, *problems)
-    return short
+    problem, n = (matrix, prices, index), len(index)
+    missing, short = first_pass(*problem)
+    if missing == 0:
+        return short
+    if missing > MISSING * n:
+        is_far = not is_near or missing > MISSING_MOST * n
+        if n > UNAIDED:
+            scale_prices(matrix, prices, not is_far)
+        elif is_far:
+            prices[:] = 0
+        index[:] = -1
+        first_pass(*problem)
+    bid(*problem)
+    if n > DENSE:
+        search_sparsely(*problem)
+    augment(*problem)
+    return centre(*problem)
 
 
-def start_anew(missing: Array, stack: Array, prices: Array, index: Array, is_near: bool) -> None:
-    """Solve the problems from better prices whose prices leave too many rows without a column."""
-    n, todo = index.shape[1], np.flatnonzero(missing > MISSING * index.shape[1])
-    if len(todo) == 0:
-        return
-    is_far = missing > (MISSING_MOST if is_near else MISSING) * n
-    if n > UNAIDED:
-        for b in todo:
-            scale_prices(stack[b], prices[b], not is_far[b])
-    else:
-        prices[is_far] = 0
-    index[todo] = -1
-    first_pass(todo, stack, prices, index)
-
-
-def search_sparsely(todo: Array, stack: Array, prices: Array, index: Array) -> None:
-    """Look for shortest paths over a few columns of each row where many rows are without one."""
-    n = index.shape[1]
-    for b in todo:
-        if np.count_nonzero(index[b] < 0) > n // FEW:
-            augment_sparsely(stack[b], prices[b], index[b])
-            if np.count_nonzero(index[b] < 0) > n // MANY:
-                prices[b], index[b] = 0, -1
-                first_pass(np.array([b]), stack, prices, index)
+def search_sparsely(matrix: Array, prices: Array, index: Array) -> None:
+    """Look for shortest paths over a few columns of each row if many rows are without one."""
+    n = len(index)
+    if len(without_column(index)[0]) > n // FEW:
+        augment_sparsely(matrix, prices, index)
+        if len(without_column(index)[0]) > n // MANY:
+            prices[:], index[:] = 0, -1
+            first_pass(matrix, prices, index)
 
 
 @compiled
-def first_pass(todo: Array, stack: Array, prices: Array, index: Array) -> tuple[Array, Array]:
+def first_pass(matrix: Array, prices: Array, index: Array) -> tuple[int, float]:
     """Keep the pairs of `index` that are tight, then let rows without one take a best column that is free.
 
-    Returns how many rows of each problem have no column, and by how much the others fall short of their best. With all
-    rows in place, that is the duality gap.
+    Returns how many rows have no column, and by how much the others fall short of their best. With all rows in place,
+    that is the duality gap.
     """
-    missing, short = np.zeros(len(todo), np.int64), np.zeros(len(todo))
-    for at in range(len(todo)):
-        b = todo[at]
-        missing[at], short[at] = first_pass_one(stack[b], prices[b], index[b])
-    return missing, short
-
-
-@inlined
-def first_pass_one(matrix: Array, prices: Array, index: Array) -> tuple[int, float]:
-    """Do `first_pass` for one problem."""
     n, missing, short = index.shape[0], 0, 0.0
     asked, best, wish, tops = prices.copy(), np.empty(n), np.empty(n, np.int64), chunks(n)
     for i in range(n):  # a column that is taken has an infinite price in `asked`
@@ -173,18 +165,11 @@ def first_pass_one(matrix: Array, prices: Array, index: Array) -> tuple[int, flo
 
 
 @compiled
-def bid(todo: Array, stack: Array, prices: Array, index: Array) -> None:
+def bid(matrix: Array, prices: Array, index: Array) -> None:
     """Let rows without a column bid, a few times over (augmenting row reduction); some are left without.
 
     A row takes its best column, and the price rises until the second best is as good; who had it bids in turn.
     """
-    for b in todo:
-        bid_one(stack[b], prices[b], index[b])
-
-
-@inlined
-def bid_one(matrix: Array, prices: Array, index: Array) -> None:
-    """Do `bid` for one problem."""
     free, owner = without_column(index)
     later, tops, count = free.copy(), chunks(index.shape[0]), len(free)
     for _ in range(ROUNDS):

@@ -29,19 +29,12 @@ Kept = tuple[Array, Array, Array, Array]
 
 
 @compiled
-def augment(todo: Array, stack: Array, prices: Array, index: Array) -> None:
+def augment(matrix: Array, prices: Array, index: Array) -> None:
     """Give a column to each row that has none.
 
     It is found along the shortest path to a free column (Dijkstra): a step goes to the nearest open column, and on from
     the row that has it. Prices rise on the way. What is known of closed columns is infinite, and so is their price.
     """
-    for b in todo:
-        augment_one(stack[b], prices[b], index[b])
-
-
-@inlined
-def augment_one(matrix: Array, prices: Array, index: Array) -> None:
-    """Do `augment` for one problem."""
     n, (free, owner) = index.shape[0], without_column(index)
     known, paid, (spare, _) = np.empty(n), np.empty(n), without_column(owner)
     rows, levels = np.empty(n, np.int64), np.empty(n)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from onebasin.matching.compiled_rows import INFINITY, Array, chunks, compiled, inlined, larger, smaller, two_best
+from onebasin.matching.compiled_rows import INFINITY, Array, chunks, compiled, larger, smaller, two_best
 
 # Temperatures as shares of the mean gap between the best and the second best column; iterations at each; rows that the
 # gap is measured on. From prices that were right for similar gains, only the last temperature is taken.
@@ -96,7 +96,7 @@ scale_once = compiled(scale_once, fastmath={"reassoc", "nsz", "contract"})
 
 
 @compiled
-def centre(todo: Array, stack: Array, prices: Array, index: Array) -> Array:
+def centre(matrix: Array, prices: Array, index: Array) -> float:
     """Return by how much rows fall short of their best margin, summed: the duality gap. Then centre the prices.
 
     A price may rise until the row that has the column prefers another one, and fall until another row prefers the
@@ -104,16 +104,6 @@ def centre(todo: Array, stack: Array, prices: Array, index: Array) -> Array:
     own column may rise, nor than k may fall, so with half of both gone it still loses nothing. What was proved stays
     proved, up to the rounding of float64, and outlives more changes of the gains.
     """
-    short = np.zeros(len(todo))
-    for at in range(len(todo)):
-        b = todo[at]
-        short[at] = centre_one(stack[b], prices[b], index[b])
-    return short
-
-
-@inlined
-def centre_one(matrix: Array, prices: Array, index: Array) -> float:
-    """Do `centre` for one problem."""
     n, short = index.shape[0], 0.0
     fall, rise = np.full(n, INFINITY), np.empty(n)
     for i in range(n):
