@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -17,6 +18,7 @@ from onebasin.errors import UsageError
 from onebasin.params import check_shapes, compute_dtype, params_of
 
 LABELS = "labels"
+MAPS = 4  # dimensions of a batch of images, and of a weight of a 2-d convolution
 Predict = Callable[..., Any]
 # loss(predict, batch) -> scalar; predict(inputs) behaves as the network between two models does.
 BatchLoss = Callable[[Predict, Any], Tensor]
@@ -58,6 +60,18 @@ def with_params(model: nn.Module, params: Mapping[str, Tensor]) -> Predict:
     state = {name: first[own] for name, own in parameters + buffers}
     # Ties are settled here, once: functional_call would look for them again at each call.
     return lambda *args, **kwargs: functional_call(model, state, args, kwargs, tie_weights=False)
+
+
+def channels_last(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `params` with the weights of 2-d convolutions laid out channels last: there convolutions are faster.
+
+    What comes out of a convolution is laid out like its weight then. A model that calls `view` on it raises
+    `RuntimeError`.
+    """
+    return {
+        name: value.contiguous(memory_format=torch.channels_last) if value.dim() == MAPS else value
+        for name, value in params.items()
+    }
 
 
 def inputs_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -17,7 +17,16 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from onebasin.errors import UsageError
-from onebasin.functional import BatchLoss, Predict, check_repeatable, eval_mode, inputs_of, logits_of, with_params
+from onebasin.functional import (
+    BatchLoss,
+    Predict,
+    channels_last,
+    check_repeatable,
+    eval_mode,
+    inputs_of,
+    logits_of,
+    with_params,
+)
 from onebasin.interpolate import lerp
 from onebasin.matching.objective import Feature, Objective
 from onebasin.params import Params, map_tensors
@@ -101,7 +110,10 @@ class Between:
         self.criterion, self.a, self.b = criterion, a, b
         self._numbers: Sequence[int] | None = None  # of the batches of a part
         self._targets: dict[int, Tensor] = {}  # by number of the batch; a part has them in common with the whole
-        if not any(True for _ in criterion.batches):
+        for first in criterion.batches:
+            self._is_for_channels_last = self._runs_channels_last(first)
+            break
+        else:
             raise UsageError("no batches", "at least one batch of inputs", "check the data")
 
     def at(self, permutation: Permutation) -> float:
@@ -187,13 +199,28 @@ class Between:
         """Return the ends' mean softmax on a batch, `Float[Tensor, "inputs classes ..."]`, computed at first use."""
         if number not in self._targets:
             with torch.no_grad(), self.criterion.mode():
-                ends = [_classes(with_params(self.criterion.model, params), batch) for params in (self.a, self.b)]
+                ends = [_classes(self._predict(params), batch) for params in (self.a, self.b)]
             self._targets[number] = (ends[0].softmax(1) + ends[1].softmax(1)) / 2
         return self._targets[number]
 
+    def _predict(self, params: Params) -> Predict:
+        return with_params(self.criterion.model, channels_last(params) if self._is_for_channels_last else params)
+
+    def _runs_channels_last(self, batch: Any) -> bool:
+        """Return whether the model may run channels last."""
+        params = channels_last(self.a)
+        if all(value is self.a[name] for name, value in params.items()):
+            return False
+        try:
+            with torch.no_grad(), self.criterion.mode():
+                (self.criterion.loss or _classes)(with_params(self.criterion.model, params), batch)
+        except RuntimeError:  # it calls `view`, or the batch does not fit: then it is said where it is used
+            return False
+        return True
+
     def _losses(self, middle: Params) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the losses of the inputs of every batch, and the logits they are made of."""
-        predict = with_params(self.criterion.model, middle)
+        predict = self._predict(middle)
         for number, batch in self._numbered():
             if self.criterion.loss:
                 yield self.criterion.loss(predict, batch).reshape(1), None

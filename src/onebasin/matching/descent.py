@@ -48,8 +48,9 @@ class Descent:
 
     The rate falls to zero by half a cosine. Unlike swaps it changes many units at a time, and unlike soft orders it
     only ever looks at true permutations. Where it ends depends on the batches, so there are several runs, each of which
-    goes on with the next ones. Then the best order is crossed with where each run ended, and with `first`: they differ
-    by cycles of units, and those are taken over that lower J on 32 batches, in three rounds.
+    goes on with the next ones; but only one, if that finds nothing better than `first`. Then the best order is crossed
+    with where each run ended, and with `first`: they differ by cycles of units, and those are taken over that lower J
+    on 32 batches, in three rounds. A cycle that has failed alone is not tried again.
 
     Most batches are fitted so. J of the rest (half of them, eight at most) is taken eight times in a run, and at the
     end: what `first` finds is returned, unless one of these is lower by more than a standard error. A group that
@@ -66,7 +67,7 @@ class Descent:
         first: what the result is compared with; any matcher.
         steps: batches of a run, in their order, again and again.
         rate: learning rate; the default was tuned on one pair of narrow ResNet20s.
-        runs: how many; the default comes from another such pair.
+        runs: how many, at most; the default comes from two other such pairs.
 
     Differs: no paper has it. It is the straight-through estimator of ainsworth2023 with gains in the place of weights.
     """
@@ -76,7 +77,7 @@ class Descent:
     first: Matcher
     steps: int = 80
     rate: float = 2e-3
-    runs: int = 4
+    runs: int = 8
 
     def __post_init__(self) -> None:
         for name, count in (("steps", self.steps), ("runs", self.runs)):
@@ -101,8 +102,7 @@ class Descent:
         gains = self.gains.objective(spec, params_a, params_b, progress).gains
         search = _Search(self, fit, best, progress)
         try:
-            ends = [search.descend(gains, found.permutation) for _ in range(self.runs)]
-            search.cross([*ends, found.permutation])
+            search.cross([*search.ends(gains, found.permutation), found.permutation])
         except KeyboardInterrupt:
             stop = StopReason.INTERRUPTED
         except _NotFiniteError as error:
@@ -131,6 +131,13 @@ class _Search:
         self.certificate, self.better = Certificate(), ""
         self._batches = between.parts(1)
 
+    def ends(self, gains: Mapping[str, Tensor], otherwise: Permutation) -> list[Permutation]:
+        """Return where the runs end; after one that finds nothing better there are no others."""
+        found = [self.descend(gains, otherwise)]
+        while self.better and len(found) < self.settings.runs:
+            found.append(self.descend(gains, otherwise))
+        return found
+
     def descend(self, gains: Mapping[str, Tensor], otherwise: Permutation) -> Permutation:
         """Return where a run from these gains ends."""
         steps, run = self.settings.steps, _Run(self.between, gains, otherwise)
@@ -153,8 +160,9 @@ class _Search:
             before = trials.kept
             for done, other in enumerate(others, 1):
                 for moves in cycles(trials.permutation, other):
-                    if not trials.trouble:
-                        trials.attempt(moves)
+                    left = [move for move in moves if not trials.has_failed(move)]
+                    if left and not trials.trouble:
+                        trials.attempt(left)
                 self.progress(f"crossing, round {number}", done, len(others))
             if trials.kept == before or trials.trouble:
                 break

@@ -96,6 +96,11 @@ class Trials:
         """Return whether a move was tried alone, and did not lower J."""
         return move[:4] in self._failed
 
+    def is_open(self, move: Move) -> bool:
+        """Return whether the places of a move still hold the units that it moves."""
+        held = self.permutation.indices[move.group][move.row][list(move.places)]
+        return set(held.tolist()) == set(move.old)
+
     def attempt(self, moves: Sequence[Move]) -> None:
         """Move if that lowers J; else try each half by itself. The moves share no unit."""
         permutation = self.moved(moves)

@@ -23,7 +23,7 @@ from onebasin.spec import PermutationSpec
 
 # Samples of the curvature.
 SAMPLES = 16
-# Trials without success that end the run, and rounds in which J of what was left out does not fall.
+# Trials of a round, and rounds in which J of what was left out does not fall.
 PATIENCE, STALE = 30, 3
 # Swaps of a group that a round considers, and swaps that are tried together, at most and at first.
 POOL, TOGETHER, FIRST = 64, 64, 8
@@ -43,16 +43,16 @@ class Polish:
 
     A round measures them, and tries the swaps of which most is expected, of all groups, disjoint ones together:
     twice as many as were kept the last time. Where J does not fall, each half is tried by itself, down to single
-    swaps; a swap that fails alone is not tried again. When some were kept the next round begins; else more are
-    tried, in the end such as have a negative slope only, one by one. Only what lowers J is kept. A trial is given
-    up when J has surely risen, by two standard errors, or risen at all on the first half of the batches. Units of a
-    nested group are swapped under one parent unit.
+    swaps; a swap that fails alone is not tried again. The round goes on with the next ones of units that have not
+    moved, in the end such as have a negative slope only, one by one, until as many as that were kept, or after 30
+    trials. Only what lowers J is kept. A trial is given up when J has surely risen, by two standard errors, or risen
+    at all on the first half of the batches. Units of a nested group are swapped under one parent unit.
 
     A round sees 32 batches, the next one the next 32. Some are left out of that, half of all and eight at most:
     what is returned has lowered J of these by more than a standard error. Without, polish fits the inputs it sees.
 
     A round costs five to seven passes over its batches for g and s, and one or less for every trial. It is the last
-    one after 30 trials without success, or if J of what was left out has not fallen for three rounds. The history
+    one if none of its trials succeeds, or if J of what was left out has not fallen for three rounds. The history
     is minus J of what was left out: before, and whenever it fell. `note` tells the counts. When J is not finite at
     a trial, the run ends; `stop` says so, and `note` on which batch.
 
@@ -105,7 +105,7 @@ class Polish:
                 for swaps in run.proposals(count):
                     run.attempt(swaps)
                     progress("polish", number, self.rounds)
-                    if run.trouble or run.kept > before or run.trials > enough:
+                    if run.trouble or run.kept - before >= count or run.trials > enough:
                         break
                 if run.trouble or run.kept == before:
                     stop = StopReason.NOT_FINITE if run.trouble else stop
@@ -150,7 +150,7 @@ class _Run(Trials):
                     chosen.append(swap)
                     taken |= units
             yield chosen
-            pool = [swap for swap in pool if swap not in chosen]
+            pool = [swap for swap in pool if swap not in chosen and self.is_open(swap)]
 
     def _swaps(self) -> Iterator[Move]:
         slopes, bends = self.look()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from onebasin.errors import UsageError
 from onebasin.functional import Predict
 from onebasin.matching import ActivationMatching, Criterion, Descent, StopReason, WeightMatching, align, descent
 from onebasin.matching.descent import _Run
+from onebasin.matching.moves import Move, Trials
 from onebasin.params import params_of
 from onebasin.permutation import Permutation
 
@@ -49,6 +50,39 @@ def test_it_lowers_the_criterion_and_never_returns_worse_than_the_first(monkeypa
     wild = align(SPEC, A, B, Descent(criterion, gains(), gains(), steps=1, rate=1e3))
     assert wild.objective == pytest.approx(found.objective[:1])
     assert wild.permutation == matched.permutation
+
+
+def test_a_run_that_finds_nothing_better_is_the_only_one() -> None:
+    def runs(**settings: Any) -> int:
+        begun = list[int]()
+        align(
+            SPEC,
+            A,
+            B,
+            Descent(Criterion(net(2), INPUTS), gains(), gains(), runs=3, **settings),
+            progress=lambda *seen: begun.append(1) if seen[:2] == ("descent", 1) else None,
+        )
+        return len(begun)
+
+    assert runs(steps=40, rate=1e-2) == 3
+    assert runs(steps=1, rate=1e3) == 1
+
+
+def test_a_cycle_that_failed_alone_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = list[Any]()
+
+    class Watched(Trials):
+        def attempt(self, moves: Sequence[Move]) -> None:
+            kept = self.kept
+            super().attempt(moves)
+            if len(moves) == 1 and self.kept == kept:
+                failed.append(moves[0][:4])
+
+    monkeypatch.setattr(descent, "Trials", Watched)
+    found = align(SPEC, A, B, Descent(Criterion(net(2), INPUTS), gains(), gains(), steps=40, rate=1e-2))
+    assert "cycles crossed" in found.note
+    assert failed
+    assert len(failed) == len(set(failed))
 
 
 def test_planted_permutations_stay_found() -> None:

@@ -184,6 +184,20 @@ def test_swaps_come_in_disjoint_sets_the_most_promising_first() -> None:
     assert sets[0][0] not in [swap for swaps in again.proposals(5) for swap in swaps]
 
 
+def test_swaps_of_units_that_have_moved_are_not_proposed() -> None:
+    run = _Run(Criterion(model(), inputs()).between(weights(1), weights(2)), draw(flat_spec(), 3), 0)
+    moved, later = set[tuple[str, int]](), 0
+    before = [swap for swaps in _Run(run.between, run.permutation, 0).proposals(1) for swap in swaps]
+    for (swap,) in run.proposals(1):
+        assert run.is_open(swap)
+        later += len(moved) > 0
+        assert not moved & {(swap.group, place) for place in swap.places}
+        if len(moved) < 6:
+            run.permutation = run.moved([swap])
+            moved |= {(swap.group, place) for place in swap.places}
+    assert 0 < later < len(before) - 1
+
+
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_no_promising_swap_is_left(batch_norm: bool) -> None:
     a, b, criterion = weights(1, batch_norm), weights(2, batch_norm), Criterion(model(batch_norm), inputs(1))
