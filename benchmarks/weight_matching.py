@@ -23,7 +23,11 @@ from benchmarks.timing import Phases, Row, median_phases
 # Which functions make up each phase; what is in none of them is "other".
 PHASES = {
     "products": ["torch.Tensor.addmm_", "onebasin.matching.terms.Term.contract"],
-    "permuting": ["onebasin.matching.products.Product.add_to", "onebasin.matching.terms.Term.moved"],
+    "permuting": [
+        "onebasin.matching.products.Product.add_to",
+        "onebasin.matching.products.Product.add_change_to",
+        "onebasin.matching.terms.Term.moved",
+    ],
     "assignment": ["onebasin.matching.coordinate_descent.solve"],
     "objective": [
         "onebasin.matching.objective.Objective.value",

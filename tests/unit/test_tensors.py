@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onebasin.matching.tensors import difference_of_rows, dot, squares, transposed
+from onebasin.matching.tensors import change_of_sum, difference_of_rows, dot, squares, transposed
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 SHAPES = [(0, 3), (1, 1), (3, 130), (67, 19), (130, 70)]
@@ -54,6 +54,17 @@ def test_differences_are_those_of_the_rows_named(dtype: torch.dtype) -> None:
         assert torch.equal(found, x[now].to(found.dtype) - x[before].to(found.dtype))
         assert not found[0].any()
         assert found[1:].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_change_of_a_sum_is_that_of_the_rows_that_differ(dtype: torch.dtype) -> None:
+    was, now = torch.tensor([0, 3, 1, 2]), torch.tensor([0, 1, 4, 2])
+    for x in matrices((4, 5), dtype):
+        taken, left = (x[[1, 2], order[1:3]].double() for order in (now, was))
+        found, size = change_of_sum(x, was, now)
+        assert found == pytest.approx((taken - left).sum().item(), rel=1e-12)
+        assert size == pytest.approx((taken.abs() + left.abs()).sum().item(), rel=1e-12)
+        assert change_of_sum(x, was, was) == (0, 0)
 
 
 def test_scalars_and_parameters_are_read_too() -> None:

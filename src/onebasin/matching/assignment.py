@@ -100,7 +100,7 @@ def _in_torch(gains: Tensor, warm: Assignment | None) -> Assignment:
     """Solve all problems, a few at a time."""
     stack = gains.flatten(0, -3) if gains.dim() > 2 else gains[None]
     size = _size(stack)
-    _check_gains(gains, size.max().item())
+    _check_gains(gains, size.tolist())
     start = None if warm is None else _bounded(stack, _checked_start(warm))
     index, prices, short = _in_pieces(stack, start)
     value = to_host(stack.gather(-1, index[..., None].to(stack.device))[..., 0].double().sum(-1))
@@ -166,8 +166,8 @@ def _by_paths(gains: Tensor, warm: Assignment | None) -> Assignment:
 
     rows, batch, n = gains.shape[:-1], gains.shape[:-2], gains.shape[-1]
     stack = gains.contiguous().numpy().reshape(-1, n, n)
-    size = compiled.sizes(stack)
-    _check_gains(gains, size.max())
+    sizes = compiled.sizes(stack).tolist()
+    _check_gains(gains, sizes)
     if warm is None:
         prices = stack.max(-2).astype(np.float64)  # torch takes longer
         index = np.full(prices.shape, -1)
@@ -176,10 +176,10 @@ def _by_paths(gains: Tensor, warm: Assignment | None) -> Assignment:
         _check_start(compiled.is_start(index, prices))
         compiled.bound(stack, prices, index, REACH, SAMPLE)
     problems = zip(stack, prices, index, strict=True)
-    short = np.array([compiled.solve(*problem, warm is not None) for problem in problems])
-    value, gap = compiled.values(stack, index), short / np.maximum(size, TINY)
-    shaped = (index.reshape(rows), value.reshape(batch), gap.reshape(batch), prices.reshape(rows))
-    return Assignment(*map(torch.from_numpy, shaped))
+    short = [compiled.solve(*problem, warm is not None) for problem in problems]
+    gap = np.array([less / max(size, TINY) for less, size in zip(short, sizes, strict=True)])
+    found = index.reshape(rows), compiled.values(stack, index).reshape(batch), gap.reshape(batch), prices.reshape(rows)
+    return Assignment(*map(torch.from_numpy, found))
 
 
 def _by_cores(stack: Tensor, start: Start | None) -> Found:
@@ -283,9 +283,9 @@ def _check_start(is_one: bool) -> None:
         )
 
 
-def _check_gains(gains: Tensor, size: float) -> None:
-    """Refuse gains that are not finite, or too large; with the first, `size` is not finite, nor is it less than one."""
-    if size <= LARGEST / gains.shape[-1]:
+def _check_gains(gains: Tensor, sizes: list[float]) -> None:
+    """Refuse gains that are not finite, or too large; of a matrix with one, the size is not finite, or as large."""
+    if all(size <= LARGEST / gains.shape[-1] for size in sizes):
         return
     if not torch.isfinite(gains).all():
         raise ParamsError(

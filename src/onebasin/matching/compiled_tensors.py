@@ -61,3 +61,14 @@ def difference_of_rows(x: Array, now: Array, before: Array) -> Array:
         for at in range(row.shape[0]):
             row[at] = new[at] - old[at]
     return out
+
+
+@compiled
+def change_of_sum(x: Array, was: Array, now: Array) -> tuple[float, float]:
+    """Return the sum over i of `x[i, now[i]] - x[i, was[i]]` in float64, and that of |.| + |.| where they differ."""
+    total = size = 0.0
+    for i in range(x.shape[0]):
+        if now[i] != was[i]:
+            taken, left = np.float64(x[i, now[i]]), np.float64(x[i, was[i]])
+            total, size = total + (taken - left), size + (abs(taken) + abs(left))
+    return total, size

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from onebasin.matching.products import Budget, Product, Roles, Rounding, outermost_first, roundoff
+from onebasin.matching.tensors import change_of_sum
 from onebasin.matching.terms import Dim, Labelled, Term, new, old
 from onebasin.params import compute_dtype
 from onebasin.permutation import Permutation
@@ -28,6 +29,9 @@ DRIFT = 4.0
 # An addition rounds an entry by eps / sqrt(12) of it in the mean square, so fewer than this do not wear a matrix: those
 # that were made of it have moved it by less than 70 % of `DRIFT`, and what was lost within products is less.
 FEW = 6 * DRIFT**2
+
+# The order of one position.
+NO_ORDER = torch.zeros(1, dtype=torch.int64)
 
 # Group -> index rows with named dimensions. A group that is not in it has no order yet.
 Rows = Mapping[str, Labelled]
@@ -108,7 +112,7 @@ class Level:
 def order_of(spec: PermutationSpec, dims: Sequence[Dim], rows: Rows) -> Tensor:
     """Return the old position of every new position of a grid of units, both counted row by row."""
     if not dims:
-        return torch.zeros(1, dtype=torch.int64)
+        return NO_ORDER
     if len(dims) == 1 and rows[dims[0].group].values.dim() == 1:
         return rows[dims[0].group].values
     sizes = [spec.sizes[dim.group] for dim in dims]
@@ -157,18 +161,18 @@ class KeptGains:
         """Return the matrix at `rows`: by the columns that changed if they are not too many, else anew."""
         orders = [order_of(self.spec, product.roles.moved, rows).to(self.device) for product in self.products]
         if self.matrix is not None:
-            changed = [int((now != before).sum()) for now, before in zip(orders, self.seen, strict=True)]
-            depths = [n * product.width for n, product in zip(changed, self.products, strict=True)]
+            changed = [_changed(now, before) for now, before in zip(orders, self.seen, strict=True)]
+            depths = (len(where) * product.width for where, product in zip(changed, self.products, strict=True))
             if sum(depths) <= REBUILD * sum(product.depth for product in self.products):
-                return self._updated(orders, depths)
+                return self._updated(orders, changed)
         return self._computed(orders)
 
-    def _updated(self, orders: list[Tensor], depths: list[int]) -> Tensor:
+    def _updated(self, orders: list[Tensor], changed: list[Tensor]) -> Tensor:
         assert self.matrix is not None
-        for number, (product, depth) in enumerate(zip(self.products, depths, strict=True)):
-            if depth:
-                self._note(number, product.add_to(self.matrix, orders[number], self.seen[number]))
-        self.seen, self.updates = orders, self.updates + (sum(depths) > 0)
+        for number, (product, where) in enumerate(zip(self.products, changed, strict=True)):
+            if len(where):
+                self._note(number, product.add_change_to(self.matrix, where, orders[number], self.seen[number]))
+        self.seen, self.updates = orders, self.updates + any(map(len, changed))
         return self.matrix
 
     def _computed(self, orders: list[Tensor]) -> Tensor:
@@ -204,32 +208,31 @@ class KeptGains:
         Each bound is closer than the one before, and dearer.
         """
         assert self.matrix is not None
-        units, was, now = self._moved(before, after)
-        taken, left = self.matrix[units, now], self.matrix[units, was]
-        gained = taken.sum(dtype=torch.float64) - left.sum(dtype=torch.float64)
-        entries = (taken.abs() + left.abs()).sum(dtype=torch.float64).item() if self.constants else 0.0
-        return gained.item(), self._bounds(units, was, now, entries)
+        was, now = self._orders(before, after)
+        gained, entries = change_of_sum(self.matrix, was, now)
+        return gained, self._bounds(was, now, entries)
 
-    def _bounds(self, units: Tensor, was: Tensor, now: Tensor, entries: float) -> Iterator[float]:
-        for size in (Product.largest, Product.size):
-            sizes = [size(product, units, was, now) for product in self.products]
-            largest = sum(sizes)
-            if self.constants:  # on the way, an entry was at most as large as it is now and all products together
-                largest = 2 * largest + entries
-            yield roundoff(self.dtype) * ((self.sums + 1) * largest + sum(map(operator.mul, self.roundings, sizes)))
+    def _bounds(self, was: Tensor, now: Tensor, entries: float) -> Iterator[float]:
+        yield self._rounding([2 * product.term.bound for product in self.products], entries)
+        moved = _moved(was, now)
+        yield self._rounding([product.size(*moved) for product in self.products], entries)
+
+    def _rounding(self, sizes: list[float], entries: float) -> float:
+        """Bound what rounding has done to a sum of entries that are now as large as `entries`, by sizes of products."""
+        largest = sum(sizes)
+        if self.constants:  # on the way, an entry was at most as large as it is now and all products together
+            largest = 2 * largest + entries
+        return roundoff(self.dtype) * ((self.sums + 1) * largest + sum(map(operator.mul, self.roundings, sizes)))
 
     def exact_change(self, before: Rows, after: Rows) -> float:
         """Return what `after` gains over `before`, from the tensors themselves and in float64."""
-        units, was, now = self._moved(before, after)
+        units, was, now = _moved(*self._orders(before, after))
         pairs = zip(self.products, self.seen, strict=True)
         products = math.fsum(product.change(units, now, was, order) for product, order in pairs)
         return products + _total(self.spec, self.constants, after) - _total(self.spec, self.constants, before)
 
-    def _moved(self, before: Rows, after: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the new units that are given other old ones, the old units before, and those after."""
-        was, now = (order_of(self.spec, self.dims, rows).to(self.device) for rows in (before, after))
-        units = (was != now).nonzero()[:, 0]
-        return units, was[units], now[units]
+    def _orders(self, *orders: Rows) -> list[Tensor]:
+        return [order_of(self.spec, self.dims, rows).to(self.device) for rows in orders]
 
     def is_worn(self) -> bool:
         """Return whether updates have moved the matrix further from what it should be than rounding moves a new one.
@@ -304,6 +307,17 @@ class FamilyGains:
         for kept in worn:
             kept.matrix = None
         return bool(worn)
+
+
+def _changed(now: Tensor, before: Tensor) -> Tensor:
+    """Return the positions at which two orders differ."""
+    return now[:0] if now is before else (now != before).nonzero().flatten()
+
+
+def _moved(was: Tensor, now: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the new units that are given other old ones, the old units before, and those after."""
+    units = _changed(now, was)
+    return units, was.index_select(0, units), now.index_select(0, units)
 
 
 def _olds(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -133,19 +133,19 @@ class Side:
         return Side(self.values.contiguous(), False)
 
     def columns(self, where: Tensor | slice) -> Tensor:
-        """Return `Float[Tensor, "n columns"]` of the positions `where` of m, in the dtype of products."""
+        """Return `Float[Tensor, "n columns"]` of the positions `where` of m."""
         axis = 1 if self.units_first else 0
         if isinstance(where, slice):
             part = self.values[:, where] if self.units_first else self.values[where]
         else:
             part = self.values.index_select(axis, where)
-        part = part.to(compute_dtype(part))
         return part.flatten(1) if self.units_first else part.flatten(0, 1).T
 
     def differences(self, now: Tensor, before: Tensor) -> Tensor:
-        """Return `columns(now) - columns(before)`."""
+        """Return `columns(now) - columns(before)` in the dtype of products."""
         if self.units_first:
-            return self.columns(now).sub_(self.columns(before))
+            dtype = compute_dtype(self.values)
+            return self.columns(now).to(dtype).sub_(self.columns(before).to(dtype))
         difference = difference_of_rows(self.values.flatten(1), now, before)
         return difference.view(-1, self.values.shape[2]).T
 
@@ -162,12 +162,15 @@ class Side:
         return self.values.index_select(2, units).movedim(2, 0)
 
 
-def _pieces(source: Tensor, seen: Tensor | None, step: int) -> Iterator[Tensor | slice]:
-    """Yield the positions that are to be added, `step` at a time."""
-    if seen is not None:
-        yield from (source != seen).nonzero()[:, 0].split(step)
-    else:
-        yield from (slice(start, start + step) for start in range(0, len(source), step))
+def _add_blocks(gains: Tensor, pieces: Iterable[tuple[Tensor, Tensor]]) -> Rounding:
+    """Add the product of each pair of matrices, given by columns, to `gains`."""
+    block = BLOCK if gains.numel() <= CACHED else LONG_BLOCK
+    longest, count = 0, 0
+    for left, right in pieces:
+        for x, y in zip(left.split(block, 1), right.split(block, 1), strict=True):
+            gains.addmm_(x.to(gains.dtype), y.T.to(gains.dtype))
+            longest, count = max(longest, x.shape[1]), count + 1
+    return Rounding(longest, count)
 
 
 def _run(where: Tensor) -> Tensor | slice:
@@ -199,58 +202,61 @@ class Product:
         self.width = math.prod(term.a.sizes(roles.fixed))
         self.depth = self.positions * self.width
         self._sides: dict[bool, Side] = {}
-        self._copied: set[bool] = set()
+        self._settled: set[bool] = set()
         self._norms: tuple[Tensor, ...] = ()
 
     def sides(self, often: bool = False) -> tuple[Side, Side]:
         """Return A and B, laid out for columns to be taken `often` if there is room."""
-        olds = {dim._replace(new=False): dim for dim in (*self.roles.units, *self.roles.moved)}
-        return self._side(True, self.term.a, often), self._side(False, self.term.b.renamed(olds), often)
+        return self._side(True, often), self._side(False, often)
 
-    def _side(self, is_a: bool, x: Labelled, often: bool) -> Side:
-        if is_a in self._copied:
+    def _side(self, is_a: bool, often: bool) -> Side:
+        if is_a in self._settled:
             return self._sides[is_a]
+        olds = {dim._replace(new=False): dim for dim in (*self.roles.units, *self.roles.moved)}
+        x = self.term.a if is_a else self.term.b.renamed(olds)
         side = self._sides.get(is_a) or Side.of(x, self.roles)
         is_copy = side.values.untyped_storage().data_ptr() != x.values.untyped_storage().data_ptr()
         is_slow = side.is_scattered or (often and side.units_first and self.width <= NARROW)
-        if self.roles.moved and (is_copy or is_slow) and self._budget.take(side.values.nbytes):
-            self._copied.add(is_a)
-            side = side.units_last() if is_slow else side
-        if is_a in self._copied or not is_copy:
+        is_kept = bool(self.roles.moved) and (is_copy or is_slow) and self._budget.take(side.values.nbytes)
+        side = side.units_last() if is_kept and is_slow else side
+        if is_kept or not is_copy:
             self._sides[is_a] = side
+            self._settled |= {is_a} if is_kept or often else set()
         return side
 
-    def add_to(self, gains: Tensor, source: Tensor, seen: Tensor | None = None) -> Rounding:
-        """Add the product at `source` to `gains`; where it was added at `seen` before, only the difference."""
-        a, b = self.sides(often=seen is not None)
-        block = BLOCK if gains.numel() <= CACHED else LONG_BLOCK
-        step, longest, count = max(1, PIECE * self.positions // a.values.numel()), 0, 0
-        for where in _pieces(source, seen, step):
-            new = source[where]
-            left, right = a.columns(where), b.columns(_run(new)) if seen is None else b.differences(new, seen[where])
-            for x, y in zip(left.split(block, 1), right.split(block, 1), strict=True):
-                gains.addmm_(x.to(gains.dtype), y.T.to(gains.dtype))
-                longest, count = max(longest, x.shape[1]), count + 1
+    @property
+    def _step(self) -> int:
+        return max(1, PIECE * self.positions // self.term.a.values.numel())
+
+    def add_to(self, gains: Tensor, source: Tensor) -> Rounding:
+        """Add the product at `source` to `gains`."""
+        a, b = self.sides()
+        pieces = (slice(start, start + self._step) for start in range(0, self.positions, self._step))
+        return _add_blocks(gains, ((a.columns(where), b.columns(_run(source[where]))) for where in pieces))
+
+    def add_change_to(self, gains: Tensor, where: Tensor, now: Tensor, before: Tensor) -> Rounding:
+        """Add what the product at `now` is more than at `before`, which differ at the positions `where`."""
+        (a, b), parts = self.sides(often=True), where.split(self._step)
+        orders = ((some, now.index_select(0, some), before.index_select(0, some)) for some in parts)
+        rounding = _add_blocks(gains, ((a.columns(some), b.differences(new, old)) for some, new, old in orders))
         # Differences are rounded themselves, and up to twice as large as what they are of.
-        return Rounding(longest if seen is None else 2 * (longest + 1), count)
+        return Rounding(2 * (rounding.products + 1), rounding.sums)
 
     def size(self, units: Tensor, olds: Tensor, others: Tensor) -> float:
-        """Return the sum over `units` i, with old units k and l beside them, of |A_i| (|B_k| + |B_l|)."""
+        """Return the sum over `units` i, with old units k and l beside them, of |A_i| (|B_k| + |B_l|).
+
+        By Cauchy and Schwarz it is no more than twice `term.bound`.
+        """
         self._norms = self._norms or tuple(side.norms() for side in self.sides())
         a, b = self._norms
         both = b.index_select(0, olds) + b.index_select(0, others)
         return torch.dot(a.index_select(0, units), both).item()
 
-    def largest(self, units: Tensor, _olds: Tensor, _others: Tensor) -> float:
-        """Return a bound of `size` that costs nothing: no more than |A| (|B| + |B|), by Cauchy and Schwarz."""
-        return 2 * self.term.bound if len(units) else 0.0
-
     def times(self, vector: Tensor, source: Tensor) -> Tensor:
         """Return the product at `source` times `Float[Tensor, "n"]`, without the product."""
         total = torch.zeros_like(vector)
         a, b = self.sides()
-        step = max(1, PIECE * self.positions // a.values.numel())
-        starts = range(0, self.positions, step)
+        step, starts = self._step, range(0, self.positions, self._step)
         through = [b.columns(slice(start, start + step)).T.to(vector) @ vector for start in starts]
         inner = torch.cat(through).unflatten(0, (self.positions, -1))[source]
         for start in starts:

@@ -59,6 +59,17 @@ def difference_of_rows(x: Tensor, now: Tensor, before: Tensor) -> Tensor:
     return x.index_select(0, now).to(dtype).sub_(x.index_select(0, before).to(dtype))
 
 
+def change_of_sum(x: Tensor, was: Tensor, now: Tensor) -> tuple[float, float]:
+    """Return the sum over i of `x[i, now[i]] - x[i, was[i]]` in float64, and that of |.| + |.| where they differ."""
+    if _is_for_numba(x):
+        from onebasin.matching import compiled_tensors
+
+        return compiled_tensors.change_of_sum(x.numpy(), was.contiguous().numpy(), now.contiguous().numpy())
+    i = (now != was).nonzero()[:, 0]
+    taken, left = x[i, now[i]].double(), x[i, was[i]].double()
+    return (taken - left).sum().item(), (taken.abs() + left.abs()).sum().item()
+
+
 def _is_for_numba(*tensors: Tensor) -> bool:
     """Return whether all are plain arrays of float32 or float64, one run in memory."""
     plain = (x.device.type == "cpu" and x.dtype in PLAIN and x.is_contiguous() for x in tensors)
