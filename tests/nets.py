@@ -33,3 +33,18 @@ def data(count: int = 31) -> list[tuple[Tensor, Tensor]]:
     inputs = torch.randn(count, 3, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 5, (count,), generator=generator)
     return list(zip(inputs.split([13, count - 13]), labels.split([13, count - 13]), strict=True))
+
+
+class Viewed(nn.Module):
+    """Joins channels and places by `view`, which only maps with channels first allow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1)
+
+
+def convolutions(join: nn.Module) -> nn.Sequential:
+    """Return two convolutions, batch norm, and a layer over all places."""
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), join, nn.Linear(5 * 16, 7)]
+    model = nn.Sequential(*layers).double()
+    randomise(model, 3)
+    return model

@@ -353,8 +353,11 @@ def _deviations(part: Tensor, point: Tensor) -> Tensor:
     """Return `Float[Tensor, "features samples*positions"]`: a new tensor, written once, in the dtype of `point`."""
     part = part.to(point.device)
     samples, features, positions = part.shape
-    if positions == 1:
-        return torch.sub(part[..., 0], point, out=point.new_empty(samples, features)).T
+    if (
+        positions == 1 or part.stride(1) == 1
+    ):  # the features lie side by side: one channel per position, or channels last
+        rows = point.new_empty(samples, positions, features)
+        return torch.sub(part.mT, point, out=rows).flatten(0, 1).T
     rows = point.new_empty(features, samples * positions + SPARE)[:, :-SPARE]
     torch.sub(part, point[:, None], out=rows.unflatten(1, (samples, positions)).transpose(0, 1))
     return rows

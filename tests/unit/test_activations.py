@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import Case, case, params, spec_of
 from helpers import randomise
+from nets import Viewed, convolutions
 from torch import Tensor, nn
 
 from onebasin.activations import ActivationMoments, Activations, Taps
@@ -114,6 +115,27 @@ def test_pixels_are_samples() -> None:
     assert_moments(moments["0"], *hooked(found, "3"))
     assert moments["0"].a.count == sum(SIZES) * 5 * 3
     assert_moments(moments["3"], *hooked(found, "7"))
+
+
+def test_maps_are_read_channels_last_unless_the_model_needs_them_otherwise() -> None:
+    params_a = params_of(convolutions(nn.Flatten()))
+    params_b = {name: tensor.flip(0) for name, tensor in params_a.items()}
+    images = torch.randn(6, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found, layouts = [], []
+    for join in (nn.Flatten(), Viewed()):
+        model = convolutions(join)
+        traced = export(model, images)
+        read = [node for node in traced.graph.nodes if {"conv2d", "linear"} & set(str(node.target).split("."))]
+        _, maps, _ = graph_function(traced, read)(params_a, [images])
+        layouts.append(maps.is_contiguous(memory_format=torch.channels_last))
+        moments = ActivationMoments(model, permutation_spec(model, (images,)), params_a, params_b)
+        moments.update(images)
+        found.append(moments.finalize())
+    assert layouts == [True, False]
+    assert found[0].keys() == found[1].keys() != set()
+    for group, one in found[0].items():
+        torch.testing.assert_close(one.covariance, found[1][group].covariance, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(one.b.mean, found[1][group].b.mean, rtol=1e-12, atol=1e-12)
 
 
 def plain_residual() -> nn.Module:

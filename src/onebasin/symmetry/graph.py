@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree
 
+from onebasin.functional import channels_last
 from onebasin.symmetry.export import Exported
 
 GraphFunction = Callable[[Mapping[str, Tensor], Iterable[Any]], list[Tensor]]
 Take = Callable[[int, Tensor, Tensor], object]
 PairFunction = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Sequence[Any], Take], None]
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+# Operators that need the values of a convolution as they were laid out when the model was traced.
+FIXED_LAYOUT = {torch.ops.aten.view.default, torch.ops.aten.as_strided.default}
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
 
@@ -29,10 +32,11 @@ def graph_function(exported: Exported, nodes: Iterable[fx.Node], dtype: torch.dt
     (as RMSNorm of Hugging Face models does) runs in float64 throughout.
     """
     module, _, writes = _reading(exported, nodes, dtype)
+    laid_out = _layout(module)
     slots = [node.name for node in _inputs(module.graph)]
 
     def function(params: Mapping[str, Tensor], flat_inputs: Iterable[Any]) -> list[Tensor]:
-        arguments = _arguments(exported, slots, params, flat_inputs, dtype, writes)
+        arguments = _arguments(exported, slots, laid_out(params), flat_inputs, dtype, writes)
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype or before)
         try:
@@ -51,13 +55,14 @@ def pair_function(exported: Exported, nodes: Iterable[fx.Node]) -> PairFunction:
     the networks themselves need it, so their memory is that of two forward passes.
     """
     module, wanted, writes = _reading(exported, nodes, None)
+    laid_out = _layout(module)
     slots = [node.name for node in _inputs(module.graph)]
     both = fx.GraphModule(module, _in_step(module.graph, wanted))
 
     def function(
         params_a: Mapping[str, Tensor], params_b: Mapping[str, Tensor], flat_inputs: Sequence[Any], take: Take
     ) -> None:
-        pair = (_arguments(exported, slots, params, flat_inputs, None, writes) for params in (params_a, params_b))
+        pair = (_arguments(exported, slots, laid_out(x), flat_inputs, None, writes) for x in (params_a, params_b))
         with torch.no_grad():
             both(take, *(value for arguments in pair for value in arguments))
 
@@ -117,11 +122,20 @@ def _reading(
         for inner in [m for m in module.modules() if isinstance(m, fx.GraphModule)]:
             _retype(inner.graph, dtype)
             inner.recompile()
-    writes = any(mutates(node) for m in module.modules() if isinstance(m, fx.GraphModule) for node in m.graph.nodes)
+    writes = any(map(mutates, _all_nodes(module)))
     if not writes:
         module.graph.eliminate_dead_code()
     module.recompile()
     return module, wanted, writes
+
+
+def _all_nodes(module: fx.GraphModule) -> Iterator[fx.Node]:
+    return (node for m in module.modules() if isinstance(m, fx.GraphModule) for node in m.graph.nodes)
+
+
+def _layout(module: fx.GraphModule) -> Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]:
+    """Return how weights are laid out: channels last, unless the graph holds an operator that could not go on then."""
+    return dict if any(node.target in FIXED_LAYOUT for node in _all_nodes(module)) else channels_last
 
 
 def _in_step(graph: fx.Graph, wanted: Sequence[fx.Node]) -> fx.Graph:

@@ -5,28 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import randomise
+from nets import Viewed, convolutions
 from torch import Tensor, nn
 
 import onebasin as ob
 from onebasin.errors import ParamsError
 from onebasin.functional import channels_last
 from onebasin.matching import Criterion
-
-
-class Viewed(nn.Module):
-    """Joins channels and places by `view`, which only maps with channels first allow."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.view(len(x), -1)
-
-
-def convolutions(join: nn.Module) -> nn.Sequential:
-    """Return two convolutions, batch norm, and a layer over all places."""
-    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), join, nn.Linear(5 * 16, 7)]
-    model = nn.Sequential(*layers).double()
-    randomise(model, 3)
-    return model
-
 
 IMAGES = [torch.randn(6, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
 
