@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -153,9 +153,17 @@ class _Search:
         return run.permutation
 
     def cross(self, others: Sequence[Permutation]) -> None:
-        """Cross the best order with others."""
+        """Cross the best order with others; what was found until an interrupt is looked at, too."""
         parts = self.between.parts(DECIDING)
         trials = Trials(next(parts), self.best.permutation)
+        try:
+            self._rounds(trials, parts, others)
+        finally:
+            self._look(trials.permutation, f"{trials.kept} cycles crossed in {trials.trials} trials")
+        if trials.trouble:
+            raise _NotFiniteError(trials.trouble)
+
+    def _rounds(self, trials: Trials, parts: Iterator[Between], others: Sequence[Permutation]) -> None:
         for number in range(1, ROUNDS + 1):
             before = trials.kept
             for done, other in enumerate(others, 1):
@@ -167,9 +175,6 @@ class _Search:
             if trials.kept == before or trials.trouble:
                 break
             trials.turn_to(next(parts))
-        self._look(trials.permutation, f"{trials.kept} cycles crossed in {trials.trials} trials")
-        if trials.trouble:
-            raise _NotFiniteError(trials.trouble)
 
     def _look(self, permutation: Permutation, note: str) -> None:
         if self.best.challenge(permutation):

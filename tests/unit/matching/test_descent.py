@@ -158,6 +158,18 @@ def test_an_interrupt_keeps_the_best_so_far() -> None:
     assert -found.objective[-1] == pytest.approx(criterion.split()[1].between(A, B).at(found.permutation))
 
 
+def test_an_interrupt_keeps_what_was_crossed() -> None:
+    def stop(task: str, done: int, total: int) -> None:
+        if (task, done) == ("crossing, round 1", total):
+            raise KeyboardInterrupt
+
+    criterion = Criterion(net(2), INPUTS)
+    found = align(SPEC, A, B, Descent(criterion, gains(), gains(), steps=40, rate=1e-2), progress=stop)
+    assert found.stop is StopReason.INTERRUPTED
+    assert "cycles crossed" in found.note
+    assert -found.objective[-1] == pytest.approx(criterion.split()[1].between(A, B).at(found.permutation))
+
+
 def test_a_criterion_that_is_not_finite_ends_the_crossing_with_what_was_kept() -> None:
     crossing = False
 
