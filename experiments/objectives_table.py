@@ -9,7 +9,7 @@ Frank-Wolfe; what is not marked is solved by coordinate descent. Hybrids are cov
 the correlations of activations, by Frank-Wolfe; "from activations": mu is 3, and coordinate descent begins where
 correlations lead. "Unit" weights are divided by their norms, and may stand in the place of those weighted.
 
-    python experiments/objectives_table.py --data DIR --only NETWORK [--columns METHOD ...]
+    python experiments/objectives_table.py --data DIR --only NETWORK [--columns METHOD ...] [--seeds 2]
 
 DIR holds the folders of `collection.py`. Each network has a record of its own, written anew after every pair; columns
 that were measured before and are not asked for stay in it. Table and figure are made of all records in `--out`.
@@ -180,11 +180,11 @@ class Midpoints:
 
 
 def measure(
-    name: str, methods: Sequence[str], data: Path, models: Path | None, before: Mapping[str, Any]
+    name: str, methods: Sequence[str], seeds: int, data: Path, models: Path | None, before: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Yield the results of one network after every pair: those of `before`, with `methods` measured anew."""
     net, splits = NETS[name], read(data / NETS[name].data)
-    trained = [params_of(name, data, models, seed) for seed in range(min(3, net.seeds))]
+    trained = [params_of(name, data, models, seed) for seed in range(seeds)]
     ends, model = [params for params, _ in trained], net.make()
     test = batches(splits["test"], BATCH, None if net.data == MNIST else TEST)
     x, y = splits["train"]
@@ -272,13 +272,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME", help="which")
     columns = ["naive", *METHODS]
     parser.add_argument("--columns", nargs="+", choices=columns, default=columns, metavar="METHOD", help="which")
+    parser.add_argument("--seeds", type=int, default=3, choices=(2, 3), help="networks of a kind; 2 are one pair")
     args = parser.parse_args(arguments)
     seen = {"inputs": INPUTS, "more_inputs_of_best": MORE, "labelled": LABELLED, "labelled_batch": BATCH}
     settings = {**seen, "statistics": STATISTICS, "test": TEST}
     for name in args.only:
         begin, before = time.perf_counter(), kept(args.out).get(name, {})
         call = command(NAME, parser, argparse.Namespace(**vars(args) | {"only": [name]}))
-        for results in measure(name, args.columns, args.data, args.models, before):
+        for results in measure(name, args.columns, args.seeds, args.data, args.models, before):
             seconds = time.perf_counter() - begin
             results["runs"] = [*before.get("runs", []), {"command": call, "seconds": round(seconds)}]
             results["expected"] = judged(expectations(name, results["cells"]))
