@@ -22,7 +22,7 @@ from benchmarks.timing import Row, median_seconds
 
 # Not public by itself: every matcher reaches it through the gains that it computes.
 solve = resolve_name("onebasin.matching.assignment.solve")
-SIZES, LARGE = (64, 128, 256, 512, 1024, 2048), (4096, 8192)
+SIZES, LARGE = (16, 32, 64, 128, 256, 512, 1024, 2048), (4096, 8192)
 FAMILIES = ("trained", "power law", "shared basis", "planted", "uniform")
 APART = 0.02  # how far gains differ from those of the start, as a share of their spread
 
