@@ -353,9 +353,7 @@ def _deviations(part: Tensor, point: Tensor) -> Tensor:
     """Return `Float[Tensor, "features samples*positions"]`: a new tensor, written once, in the dtype of `point`."""
     part = part.to(point.device)
     samples, features, positions = part.shape
-    if (
-        positions == 1 or part.stride(1) == 1
-    ):  # the features lie side by side: one channel per position, or channels last
+    if positions == 1 or part.stride(1) == 1:  # features lie side by side, as with channels last
         rows = point.new_empty(samples, positions, features)
         return torch.sub(part.mT, point, out=rows).flatten(0, 1).T
     rows = point.new_empty(features, samples * positions + SPARE)[:, :-SPARE]

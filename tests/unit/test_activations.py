@@ -138,6 +138,24 @@ def test_maps_are_read_channels_last_unless_the_model_needs_them_otherwise() -> 
         torch.testing.assert_close(one.b.mean, found[1][group].b.mean, rtol=1e-12, atol=1e-12)
 
 
+class Spectral(nn.Module):
+    """Reads a weight of four dimensions as complex numbers, which must lie side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.weight = nn.Conv2d(3, 4, 3), nn.Parameter(torch.randn(4, 6, 6, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (torch.fft.fft2(self.convolution(x)) * torch.view_as_complex(self.weight)).real
+
+
+def test_weights_that_are_read_as_complex_numbers_stay_as_they_are() -> None:
+    model, images = Spectral(), torch.randn(2, 3, 8, 8)
+    traced = export(model, images)
+    (found,) = graph_function(traced, traced.held)(params_of(model), [images])
+    torch.testing.assert_close(found, model(images).detach())
+
+
 def plain_residual() -> nn.Module:
     return Residual()
 

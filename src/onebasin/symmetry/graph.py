@@ -18,8 +18,13 @@ GraphFunction = Callable[[Mapping[str, Tensor], Iterable[Any]], list[Tensor]]
 Take = Callable[[int, Tensor, Tensor], object]
 PairFunction = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Sequence[Any], Take], None]
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-# Operators that need the values of a convolution as they were laid out when the model was traced.
-FIXED_LAYOUT = {torch.ops.aten.view.default, torch.ops.aten.as_strided.default}
+# Operators that may refuse what is laid out otherwise than it was when the model was traced.
+FIXED_LAYOUT = {
+    torch.ops.aten.view.default,
+    torch.ops.aten.view.dtype,
+    torch.ops.aten.view_as_complex.default,
+    torch.ops.aten.as_strided.default,
+}
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
 
