@@ -31,8 +31,8 @@ from onebasin.spec import PermutationSpec
 MOMENTUM = 0.9
 # How often in a run J of the batches left out is looked at.
 LOOKS = 8
-# Rounds of crossing.
-ROUNDS = 3
+# Rounds of crossing, and trials after which a round ends: orders of wide networks differ by thousands of cycles.
+ROUNDS, TRIALS = 3, 320
 # What gains that are all zero are divided by.
 TINY = 1e-30
 
@@ -50,7 +50,7 @@ class Descent:
     only ever looks at true permutations. Where it ends depends on the batches, so there are several runs, each of which
     goes on with the next ones; but only one, if that finds nothing better than `first`. Then the best order is crossed
     with where each run ended, and with `first`: they differ by cycles of units, and those are taken over that lower J
-    on 32 batches, in three rounds. A cycle that has failed alone is not tried again.
+    on 32 batches, in three rounds of 320 trials at most. A cycle that has failed alone is not tried again.
 
     Most batches are fitted so. J of the rest (half of them, eight at most) is taken eight times in a run, and at the
     end: what `first` finds is returned, unless one of these is lower by more than a standard error. A group that
@@ -165,11 +165,11 @@ class _Search:
 
     def _rounds(self, trials: Trials, parts: Iterator[Between], others: Sequence[Permutation]) -> None:
         for number in range(1, ROUNDS + 1):
-            before = trials.kept
+            before, enough = trials.kept, trials.trials + TRIALS
             for done, other in enumerate(others, 1):
                 for moves in cycles(trials.permutation, other):
                     left = [move for move in moves if not trials.has_failed(move)]
-                    if left and not trials.trouble:
+                    if left and not trials.trouble and trials.trials < enough:
                         trials.attempt(left)
                 self.progress(f"crossing, round {number}", done, len(others))
             if trials.kept == before or trials.trouble:

@@ -85,6 +85,17 @@ def test_a_cycle_that_failed_alone_is_not_tried_again(monkeypatch: pytest.Monkey
     assert len(failed) == len(set(failed))
 
 
+def test_a_round_of_crossing_ends_after_enough_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trials() -> int:
+        note = align(SPEC, A, B, Descent(Criterion(net(2), INPUTS), gains(), gains(), steps=40, rate=1e-2)).note
+        return int(note.split(" trials")[0].split()[-1])
+
+    monkeypatch.setattr(descent, "ROUNDS", 1)
+    everything = trials()
+    monkeypatch.setattr(descent, "TRIALS", 1)
+    assert 0 < trials() < everything
+
+
 def test_planted_permutations_stay_found() -> None:
     p = draw(3)
     found = align(SPEC, A, p.apply(A), Descent(Criterion(net(2), INPUTS), gains(), gains(), steps=8))
