@@ -184,7 +184,7 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Yield the results of one network after every pair: those of `before`, with `methods` measured anew."""
     net, splits = NETS[name], read(data / NETS[name].data)
-    trained = [params_of(name, data, models, seed) for seed in range(seeds)]
+    trained = [params_of(name, data, models, seed) for seed in range(min(seeds, net.seeds))]
     ends, model = [params for params, _ in trained], net.make()
     test = batches(splits["test"], BATCH, None if net.data == MNIST else TEST)
     x, y = splits["train"]
