@@ -61,7 +61,7 @@ def solve(gains: Tensor, warm: Assignment | None = None) -> Assignment:
         UsageError: the last two dimensions are not square, or `warm` is of another shape.
         ParamsError: a gain is NaN or infinite, or so large that sums of them are.
 
-    Source: jonker1987 (shortest augmenting paths); crouse2016 (those of scipy, for small problems).
+    Source: jonker1987 (shortest augmenting paths); crouse2016 (those of scipy, without `[fast]`).
     """
     _check_shapes(gains, warm)
     if gains.numel() == 0:
