@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
 
 from onebasin.errors import UsageError
 from onebasin.matching.alignment import Alignment, Matcher, StopReason
 from onebasin.matching.best_of import Incumbent
 from onebasin.matching.criterion import Between, Criterion
-from onebasin.matching.moves import DECIDING, LEAST, Move, Trials
+from onebasin.matching.moves import DECIDING
+from onebasin.matching.proposals import Proposals
 from onebasin.matching.weight import WeightMatching
 from onebasin.params import Params
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
 from onebasin.spec import PermutationSpec
 
-# Samples of the curvature.
-SAMPLES = 16
 # Trials of a round, and rounds in which J of what was left out does not fall.
 PATIENCE, STALE = 30, 3
-# Swaps of a group that a round considers, and swaps that are tried together, at most and at first.
-POOL, TOGETHER, FIRST = 64, 64, 8
+# Swaps that are tried together, at most and at first.
+TOGETHER, FIRST = 64, 8
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,9 @@ class Polish:
             return found
         fit, held = (part.between(params_a, params_b) for part in self.criterion.split())
         parts = fit.parts(DECIDING)
-        run, best = _Run(next(parts), found.permutation, self.seed), Incumbent(held, found.permutation)
+        best = Incumbent(held, found.permutation)
+        run = Proposals(next(parts), found.permutation, self.seed)
+        run.between.checked(run.losses)
         stop = self._rounds(run, parts, best, progress)
         best.challenge(run.permutation)
         counts = f"{run.kept} swaps kept, {run.trials} trials"
@@ -97,12 +94,12 @@ class Polish:
         seconds = time.perf_counter() - began
         return Alignment(best.permutation, tuple(best.history), stop, found.certificate, self, seconds, note=note)
 
-    def _rounds(self, run: _Run, parts: Iterator[Between], best: Incumbent, progress: Progress) -> StopReason:
+    def _rounds(self, run: Proposals, parts: Iterator[Between], best: Incumbent, progress: Progress) -> StopReason:
         count, stop, values = FIRST, StopReason.FINISHED, [best.value]
         try:
             for number in range(1, self.rounds + 1):
                 before, enough = run.kept, run.trials + PATIENCE
-                for swaps in run.proposals(count):
+                for swaps in run.sets(run.swaps(), count):
                     run.attempt(swaps)
                     progress("polish", number, self.rounds)
                     if run.trouble or run.kept - before >= count or run.trials > enough:
@@ -119,75 +116,3 @@ class Polish:
         except KeyboardInterrupt:
             stop = StopReason.INTERRUPTED
         return stop
-
-
-class _Run(Trials):
-    """An alignment that is being polished.
-
-    Args:
-        between: the criterion.
-        permutation: to begin with.
-        seed: of the draws.
-
-    Raises:
-        UsageError: the criterion is not finite.
-    """
-
-    def __init__(self, between: Between, permutation: Permutation, seed: int) -> None:
-        super().__init__(between, permutation)
-        between.checked(self.losses)
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def proposals(self, count: int) -> Iterator[list[Move]]:
-        """Yield swaps that have not failed, best first: up to `count` that should lower J and share no unit, or one."""
-        pool = sorted(self._swaps(), key=lambda swap: swap.expected)
-        while pool:
-            chosen: list[Move] = []
-            taken: set[tuple[object, ...]] = set()
-            for swap in pool:
-                units = {(swap.group, swap.row, unit) for unit in swap.places}
-                if not chosen or (len(chosen) < count and swap.expected < 0 and not taken & units):
-                    chosen.append(swap)
-                    taken |= units
-            yield chosen
-            pool = [swap for swap in pool if swap not in chosen and self.is_open(swap)]
-
-    def _swaps(self) -> Iterator[Move]:
-        slopes, bends = self.look()
-        for group, slope in slopes.items():
-            index, expected = self.permutation.indices[group], slope + bends.get(group, 0) / 2
-            hopeless = (torch.ones_like(slope).tril() > 0) | ~(slope < -LEAST)
-            flat = expected.masked_fill(hopeless, math.inf).flatten()
-            values, order = flat.topk(min(len(flat), POOL), largest=False)
-            places = torch.stack(torch.unravel_index(order, expected.shape), 1).tolist()
-            for value, (*row, i, j) in zip(values.tolist(), places, strict=True):
-                old = index[(*row, j)].item(), index[(*row, i)].item()
-                swap = Move(group, tuple(row), (i, j), old, value)  # type: ignore[arg-type]
-                if value < math.inf and not self.has_failed(swap):
-                    yield swap
-
-    def look(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return, by group, `Float[Tensor, "*parents n n"]`: slope and curvature of J towards a swap of two units."""
-        batches = len(list(self.between.criterion.batches))
-        gradient, bends = dict[str, Tensor](), dict[str, Tensor]()
-        for slopes in self.between.slopes(self.middle, math.ceil(SAMPLES / batches), self._generator):
-            for name, slope in slopes.own.items():
-                gradient[name] = gradient.get(name, 0) + slope / batches
-            for drawn in slopes.drawn:
-                weight = slopes.count / batches / len(slopes.drawn)
-                for group, change in self.changes(drawn).items():
-                    bends[group] = bends.get(group, 0) + weight * change.square()
-        return self.changes(gradient), bends
-
-    def changes(self, gradient: Params) -> dict[str, Tensor]:
-        """Return the inner products of a gradient with what every swap does to the midpoint, group by group."""
-        gains = self.between.gains(gradient, self.permutation, self.spec.sizes)
-        indices = self.permutation.indices
-        return {group: _changes(gain.cpu().double(), indices[group]) for group, gain in gains.items()}
-
-
-def _changes(gains: Tensor, index: Tensor) -> Tensor:
-    """Return `Float[Tensor, "*parents n n"]`: what a swap of new units i and j adds to half the sum of gains."""
-    placed = gains.gather(-1, index[..., None, :].expand_as(gains))
-    own = placed.diagonal(dim1=-2, dim2=-1)
-    return (placed + placed.mT - own[..., None] - own[..., None, :]) / 2

@@ -16,7 +16,8 @@ from onebasin.errors import UsageError
 from onebasin.functional import Predict
 from onebasin.matching import ActivationMatching, Criterion, Descent, StopReason, WeightMatching, align, descent
 from onebasin.matching.descent import _Run
-from onebasin.matching.moves import Move, Trials
+from onebasin.matching.moves import Move
+from onebasin.matching.proposals import Proposals
 from onebasin.params import params_of
 from onebasin.permutation import Permutation
 
@@ -71,14 +72,14 @@ def test_a_run_that_finds_nothing_better_is_the_only_one() -> None:
 def test_a_cycle_that_failed_alone_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = list[Any]()
 
-    class Watched(Trials):
+    class Watched(Proposals):
         def attempt(self, moves: Sequence[Move]) -> None:
             kept = self.kept
             super().attempt(moves)
             if len(moves) == 1 and self.kept == kept:
                 failed.append(moves[0][:4])
 
-    monkeypatch.setattr(descent, "Trials", Watched)
+    monkeypatch.setattr(descent, "Proposals", Watched)
     found = align(SPEC, A, B, Descent(Criterion(net(2), INPUTS), gains(), gains(), steps=40, rate=1e-2))
     assert "cycles crossed" in found.note
     assert failed
@@ -171,7 +172,8 @@ def test_an_interrupt_keeps_the_best_so_far() -> None:
 
 def test_an_interrupt_keeps_what_was_crossed() -> None:
     def stop(task: str, done: int, total: int) -> None:
-        if (task, done) == ("crossing, round 1", total):
+        assert done <= total or not task.startswith("crossing")
+        if task == "crossing, round 2":
             raise KeyboardInterrupt
 
     criterion = Criterion(net(2), INPUTS)
@@ -186,7 +188,7 @@ def test_a_criterion_that_is_not_finite_ends_the_crossing_with_what_was_kept() -
 
     def watch(task: str, done: int, total: int) -> None:
         nonlocal crossing
-        crossing = crossing or (task, done) == ("crossing, round 1", 1)
+        crossing = crossing or task == "crossing, round 1"
 
     def loss(predict: Predict, batch: Tensor) -> Tensor:
         return predict(batch).square().mean() * (float("nan") if crossing else 1.0)

@@ -1,4 +1,4 @@
-"""Cycles in which two orders differ, and what is kept of them."""
+"""Cycles in which two orders differ, what is expected of them, and what is kept."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from itertools import chain
 
 import pytest
 import torch
-from cases import case, spec_of
+from cases import case, params, spec_of
 from nets import SPEC, data, net
+from torch import Tensor
 
+from onebasin.functional import Predict
+from onebasin.interpolate import lerp
 from onebasin.matching import Criterion
-from onebasin.matching.moves import Trials, cycles
+from onebasin.matching.criterion import value_of
+from onebasin.matching.moves import LEAST, Move, Trials, cycles
+from onebasin.matching.proposals import Proposals
 from onebasin.params import params_of
 from onebasin.permutation import Permutation
 from onebasin.spec import PermutationSpec
@@ -73,3 +78,35 @@ def test_the_good_ones_among_bad_cycles_are_kept() -> None:
         assert (trials.value < before) == bool(kept)
         assert trials.value == pytest.approx(trials.between.at(end))
         assert [trials.has_failed(move) for move in found].count(True) == moves - kept
+
+
+@pytest.mark.parametrize("name", ["grouped_query", "grouped_conv"])
+def test_of_cycles_is_expected_what_the_loss_begins_to_do_on_the_way(name: str) -> None:
+    one = case(name)
+    spec, a, b, batch = spec_of(one), params(one), params(one, 1), one.inputs()[0]
+
+    def loss(predict: Predict, inputs: Tensor) -> Tensor:
+        return predict(inputs).square().mean()
+
+    run = Proposals(Criterion(one.model(), [batch], loss).between(a, b), draw(1, spec))
+    ways = list(chain.from_iterable(cycles(run.permutation, draw(2, spec))))
+    found = {move[:4]: move.expected for move in run.promising([*ways, *ways])}
+    assert 0 < len(found) < len(ways)
+    assert max(len(move.row) for move in ways) == 1
+    for move in ways:
+        end, step = run.between.middle(run.moved([move])), 1e-3
+        up, down = (value_of(run.between.losses(lerp(run.middle, end, lam))) for lam in (step, -step))
+        slope = (up - down) / (2 * step)
+        assert (move[:4] in found) == (slope < -LEAST)
+        assert found.get(move[:4], slope) == pytest.approx(slope, rel=1e-3)
+
+
+def test_cycles_of_two_are_swaps() -> None:
+    between = CRITERION.between(A, params_of(net(1)))
+    swaps = {move[:4]: move.expected for move in Proposals(between, draw(1)).swaps()}
+    run = Proposals(between, draw(1))
+    failed, *rest = (Move(*move) for move in swaps)
+    run._failed.add(failed[:4])
+    assert {move[:4]: move.expected for move in run.promising([failed, *rest])} == pytest.approx(
+        {move: value for move, value in swaps.items() if move != failed[:4]}
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from statistics import fmean
 from typing import Any
@@ -16,9 +17,10 @@ from torch.nn.functional import mse_loss
 from onebasin.errors import UsageError
 from onebasin.functional import Predict
 from onebasin.interpolate import lerp
-from onebasin.matching import BestOf, Criterion, Polish, StopReason, WeightMatching, align, polish
+from onebasin.matching import BestOf, Criterion, Polish, StopReason, WeightMatching, align, moves, polish, proposals
 from onebasin.matching.criterion import Between, value_of
-from onebasin.matching.polish import _Run
+from onebasin.matching.moves import Move
+from onebasin.matching.proposals import Proposals
 from onebasin.params import Params, params_of
 from onebasin.permutation import Permutation
 from onebasin.spec import PermutationSpec
@@ -138,10 +140,10 @@ def test_slope_and_curvature_are_those_of_the_way_to_the_swap(
 ) -> None:
     """At a midpoint that J cannot tell from the ends, the Gauss-Newton part is the whole Hessian."""
     a, p = weights(1, batch_norm), draw(flat_spec(batch_norm), 3)
-    monkeypatch.setattr(polish, "SAMPLES", 4000)
+    monkeypatch.setattr(proposals, "SAMPLES", 4000)
     for b, order in ((weights(2, batch_norm), p), (p.inverse().apply(a), p)):
-        run = _Run(Criterion(model(batch_norm), inputs()).between(a, b), order, 0)
-        (first, *_), (slopes, bends) = run.between.slopes(run.middle, 1, torch.Generator()), run.look()
+        run = Proposals(Criterion(model(batch_norm), inputs()).between(a, b), order, 0)
+        (first, *_), (slopes, bends) = run.between.slopes(run.middle, 1, torch.Generator()), run.look(run.of_swaps)
         assert first.count == 29
         for group, (i, j) in (("P0", (2, 9)), ("P1", (0, 10))):
             index = order.indices[group].clone()
@@ -160,15 +162,19 @@ def test_slope_and_curvature_are_those_of_the_way_to_the_swap(
                 assert curvature == pytest.approx((up - 2 * here + down) / step**2, rel=0.15)
 
 
-def entropy(run: _Run) -> float:
+def proposed(run: Proposals, count: int) -> Iterator[list[Move]]:
+    return run.sets(run.swaps(), count)
+
+
+def entropy(run: Proposals) -> float:
     """Return the lowest value that J can have."""
     targets = [run.between._target(*one) for one in run.between._numbered()]
     return fmean(-(t * t.log()).sum(1).mean().item() for t in targets)
 
 
 def test_swaps_come_in_disjoint_sets_the_most_promising_first() -> None:
-    run = _Run(Criterion(model(), inputs()).between(weights(1), weights(2)), draw(flat_spec(), 3), 0)
-    sets = list(run.proposals(5))
+    run = Proposals(Criterion(model(), inputs()).between(weights(1), weights(2)), draw(flat_spec(), 3), 0)
+    sets = list(proposed(run, 5))
     assert len(sets) > 2
     for swaps in sets:
         assert len(swaps) <= 5
@@ -178,17 +184,17 @@ def test_swaps_come_in_disjoint_sets_the_most_promising_first() -> None:
     everything = [swap for swaps in sets for swap in swaps]
     assert len(everything) == len(set(everything))
     assert sets[0][0].expected == min(swap.expected for swap in everything)
-    again = _Run(run.between, run.permutation, 0)
+    again = Proposals(run.between, run.permutation, 0)
     again._failed.add(sets[0][0][:4])
     assert again.has_failed(sets[0][0])
-    assert sets[0][0] not in [swap for swaps in again.proposals(5) for swap in swaps]
+    assert sets[0][0] not in [swap for swaps in proposed(again, 5) for swap in swaps]
 
 
 def test_swaps_of_units_that_have_moved_are_not_proposed() -> None:
-    run = _Run(Criterion(model(), inputs()).between(weights(1), weights(2)), draw(flat_spec(), 3), 0)
+    run = Proposals(Criterion(model(), inputs()).between(weights(1), weights(2)), draw(flat_spec(), 3), 0)
     moved, later = set[tuple[str, int]](), 0
-    before = [swap for swaps in _Run(run.between, run.permutation, 0).proposals(1) for swap in swaps]
-    for (swap,) in run.proposals(1):
+    before = [swap for swaps in proposed(Proposals(run.between, run.permutation, 0), 1) for swap in swaps]
+    for (swap,) in proposed(run, 1):
         assert run.is_open(swap)
         later += len(moved) > 0
         assert not moved & {(swap.group, place) for place in swap.places}
@@ -214,9 +220,9 @@ def test_no_promising_swap_is_left(batch_norm: bool) -> None:
 
 def improving(between: Between, p: Permutation) -> float:
     """Return the share of the twenty most recommended swaps, tried alone, that lower the criterion."""
-    run = _Run(between, p, 1)
-    pool = sorted((swap for swaps in run.proposals(1) for swap in swaps), key=lambda swap: swap.expected)[:20]
-    return fmean(between.at(run.moved([swap])) < run.value - polish.LEAST for swap in pool)
+    run = Proposals(between, p, 1)
+    pool = sorted((swap for swaps in proposed(run, 1) for swap in swaps), key=lambda swap: swap.expected)[:20]
+    return fmean(between.at(run.moved([swap])) < run.value - moves.LEAST for swap in pool)
 
 
 def test_a_criterion_that_is_not_finite_ends_the_run_with_the_best_so_far() -> None:
@@ -279,9 +285,9 @@ def test_what_fits_a_few_inputs_only_is_not_kept(fitted: int, gains: bool) -> No
     start = start if gains else p.inverse()
     criterion = Criterion(model(), [normal(fitted, 5), normal(400, 9)])
     fit, held = (half.between(a, b) for half in criterion.split())
-    run = _Run(fit, start, 0)
+    run = Proposals(fit, start, 0)
     for _ in range(4):
-        run.attempt(next(run.proposals(8)))
+        run.attempt(next(proposed(run, 8)))
     assert run.value < fit.at(start) - 5e-3
     assert (held.at(run.permutation) < held.at(start)) == gains
     found = align(spec, a, b, Polish(criterion, HELD_STILL), start=start)
