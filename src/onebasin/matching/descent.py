@@ -60,9 +60,8 @@ class Descent:
 
     Costs of a step: a forward and a backward pass of one batch, the gains of all groups, and one assignment each;
     of a trial, a forward pass of 32 batches, or fewer if J surely rises; of a round of crossing, five passes for slope
-    and curvature. The history is minus J of the rest:
-    of `first`, and whenever it was lowered. Batches of about 128 are meant. When a number is not finite the run
-    ends; `stop` says so, and `note` at which step.
+    and curvature. The history is minus J of the rest: of `first`, and whenever it was lowered. Batches of about 128
+    are meant. When a number is not finite the run ends; `stop` says so, and `note` at which step.
 
     Args:
         criterion: what is lowered.

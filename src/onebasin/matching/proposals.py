@@ -74,6 +74,8 @@ class Proposals(Trials):
         for move in dict.fromkeys(moves):
             if not self.has_failed(move):
                 by_group.setdefault(move.group, []).append(move)
+        if not by_group:  # spares the passes over the inputs
+            return
         ways = {group: _Ways(found, self.permutation.indices[group]) for group, found in by_group.items()}
         slopes, bends = self.look(lambda gains: {group: way.changes(gains[group]) for group, way in ways.items()})
         for group, slope in slopes.items():
