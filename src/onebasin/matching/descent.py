@@ -51,8 +51,9 @@ class Descent:
     only ever looks at true permutations. Where it ends depends on the batches, so there are several runs, each of which
     goes on with the next ones; but only one, if that finds nothing better than `first`. Then the best order is crossed
     with where each run ended, and with `first`: they differ by cycles of units, and those are taken over that lower J
-    on 32 batches, in three rounds of 150 trials. Which ones are tried, and when, follows from slope and curvature of J
-    as with the swaps of `Polish`, up to sixteen together. A cycle that has failed alone is not tried again.
+    on 32 batches, in three rounds. As with the swaps of `Polish`, slope and curvature of J say which are tried, and
+    when: up to sixteen together. A round ends after 150 trials, and those of the halves of the set that was begun. A
+    cycle that has failed alone is not tried again.
 
     Most batches are fitted so. J of the rest (half of them, eight at most) is taken eight times in a run, and at the
     end: what `first` finds is returned, unless one of these is lower by more than a standard error. A group that
