@@ -132,7 +132,7 @@ def heat_figure(spectra: Mapping[str, Spectrum], gammas: Sequence[float] = GAMMA
         ax.axhline(len(layers) - 0.5, color="black", linewidth=1)
         ax.set_xlabel(f"threshold γ: vectors with a singular\nvalue of at least γ{_times(spectrum.absolute)}")
         _title(ax, title)
-    figure.colorbar(image, ax=list(panels), label="agreement R of singular vectors", shrink=0.9)
+    figure.colorbar(image, ax=list(panels), label="agreement R of\nsingular vectors", shrink=0.9)
     return figure
 
 
