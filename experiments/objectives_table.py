@@ -3,18 +3,18 @@
 Three seeds give three pairs per network (not independent of each other). Numbers are midpoint test loss minus the mean
 test loss of the ends, in nats, on 4,000 test images (MNIST: 10,000); the statistics of batch norm are recomputed before
 each measurement, of the ends as well, from 1,024 training images other than those that matching sees: 1,024 of them,
-and 23,552 more where "best" chooses, descends and polishes, or "all inputs" is written. Only straight-through
-matching and Sinkhorn re-basin see labels, of 5,000 images, and run on the first pair alone, for they are dear. FW is
-Frank-Wolfe; what is not marked is solved by coordinate descent. Hybrids are covariance-weighted weights and mu times
-the correlations of activations, by Frank-Wolfe; "from activations": mu is 3, and coordinate descent begins where
-correlations lead. "Unit" weights are divided by their norms, and may stand in the place of those weighted.
+and 23,552 more where "best" chooses, descends and polishes, or "all inputs" is written. Only straight-through matching
+and Sinkhorn re-basin see labels, of 5,000 images, and run on the first pair alone. FW is Frank-Wolfe; what is not
+marked is solved by coordinate descent. Hybrids are covariance-weighted weights and mu times the correlations of
+activations, by Frank-Wolfe; "from activations": mu is 3, and coordinate descent begins where correlations lead. "Unit"
+weights are divided by their norms, and may stand in the place of those weighted.
 
-    python experiments/objectives_table.py --data DIR --only NETWORK [--columns METHOD ...] [--seeds 2]
+    python experiments/objectives_table.py --data DIR --only NETWORK [--columns METHOD ...] [--pairs 0-1 ...]
 
 DIR holds the folders of `collection.py`. Each network has a record of its own, written anew after every pair; columns
-that were measured before and are not asked for stay in it. Table and figure are made of all records in `--out`.
-Expected: matching by weights alone leaves a high barrier on narrow networks with batch norm, where activations do far
-better; "best", which chooses and then polishes by the label-free loss of the midpoint, is at or below activation
+and pairs that were measured before and are not asked for stay in it. Table and figure are made of all records in
+`--out`. Expected: matching by weights alone leaves a high barrier on narrow networks with batch norm, where activations
+do far better; "best", which chooses and then polishes by the label-free loss of the midpoint, is at or below activation
 matching on every network, and at half of it or less on the narrow ResNet20.
 """
 
@@ -40,6 +40,7 @@ from running import ADDED, bars, command, judged, keep, options
 
 NAME = "objectives_table"
 NETWORKS = list(TITLES)
+PAIRS = ["0-1", "0-2", "1-2"]
 INPUTS, STATISTICS = 1024, 1024  # unlabelled training images for matching; the next ones for batch-norm statistics
 MORE = 23552  # unlabelled training images after those, which "best" sees too
 TEST = 4000  # test images of CIFAR-10 and Fashion-MNIST; all 10,000 of MNIST, whose networks are cheap
@@ -180,11 +181,16 @@ class Midpoints:
 
 
 def measure(
-    name: str, methods: Sequence[str], seeds: int, data: Path, models: Path | None, before: Mapping[str, Any]
+    name: str,
+    methods: Sequence[str],
+    pairs: Sequence[tuple[int, int]],
+    data: Path,
+    models: Path | None,
+    before: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    """Yield the results of one network after every pair: those of `before`, with `methods` measured anew."""
+    """Yield the results of one network after every pair: those of `before`, with `methods` on `pairs` measured anew."""
     net, splits = NETS[name], read(data / NETS[name].data)
-    trained = [params_of(name, data, models, seed) for seed in range(min(seeds, net.seeds))]
+    trained = [params_of(name, data, models, seed) for seed in range(1 + max(j for _, j in pairs))]
     ends, model = [params for params, _ in trained], net.make()
     test = batches(splits["test"], BATCH, None if net.data == MNIST else TEST)
     x, y = splits["train"]
@@ -198,8 +204,12 @@ def measure(
 
     alone = [at(params) for params in ends]
     print(name, *alone, sep="\n", flush=True)
+    every_end = {
+        "ends": [*alone, *before.get("ends", [])[len(alone) :]],
+        "training_cpu_seconds": [s for _, s in trained] + before.get("training_cpu_seconds", [])[len(alone) :],
+    }
     cells: dict[str, list[dict[str, Any]]] = {**before.get("cells", {})}
-    for i, j in combinations(range(len(ends)), 2):
+    for i, j in pairs:
         midpoints = Midpoints(Pair(model, spec, ends[i], ends[j], inputs, more, labelled), at)
         for method in methods:
             if method in FIRST_PAIR_ONLY and (i, j) != (0, 1):
@@ -211,7 +221,12 @@ def measure(
             figures = f"{cell['barrier']:8.4f} {cell['seconds']:7.1f} s"
             print(f"{name} {i}-{j} {method:28} {figures} {cell['note']}", flush=True)
         ordered = {method: cells[method] for method in ("naive", *METHODS) if method in cells}
-        yield {"ends": alone, "training_cpu_seconds": [seconds for _, seconds in trained], "cells": ordered}
+        yield {**every_end, "cells": ordered}
+
+
+def pairs_of(name: str, named: Sequence[str]) -> list[tuple[int, int]]:
+    """Return those of the named pairs, "0-1", that a network has."""
+    return [(i, j) for i, j in combinations(range(NETS[name].seeds), 2) if f"{i}-{j}" in named]
 
 
 def means(cells: Mapping[str, list[dict[str, Any]]]) -> dict[str, float]:
@@ -257,12 +272,11 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 def figure(results: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Return a panel per network with a line per method; what is there without matching would hide the rest."""
     methods = [method for method in METHODS if any(method in found["cells"] for found in results.values())]
-    panels = {
-        f"{TITLES[name]}\n(naive: {means(found['cells'])['naive']:.2f})": {
-            method: [cell["barrier"] for cell in found["cells"].get(method, [])] for method in methods
-        }
-        for name, found in results.items()
-    }
+    panels = {}
+    for name, found in results.items():
+        barriers = {method: [cell["barrier"] for cell in cells] for method, cells in found["cells"].items()}
+        naive = f"\n(naive: {fmean(barriers['naive']):.2f})" if "naive" in barriers else "\n"
+        panels[TITLES[name] + naive] = {method: barriers.get(method, []) for method in methods}
     return bars(panels, ADDED)
 
 
@@ -272,14 +286,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME", help="which")
     columns = ["naive", *METHODS]
     parser.add_argument("--columns", nargs="+", choices=columns, default=columns, metavar="METHOD", help="which")
-    parser.add_argument("--seeds", type=int, default=3, choices=(2, 3), help="networks of a kind; 2 are one pair")
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=PAIRS, metavar="PAIR", help=" ".join(PAIRS))
     args = parser.parse_args(arguments)
     seen = {"inputs": INPUTS, "more_inputs_of_best": MORE, "labelled": LABELLED, "labelled_batch": BATCH}
     settings = {**seen, "statistics": STATISTICS, "test": TEST}
-    for name in args.only:
+    of_network = {name: pairs_of(name, args.pairs) for name in args.only}
+    if few := [name for name, pairs in of_network.items() if not pairs]:
+        parser.error(f"no pair {' or '.join(args.pairs)} of {', '.join(few)}: {NETS[few[0]].seeds} are trained")
+    for name, pairs in of_network.items():
         begin, before = time.perf_counter(), kept(args.out).get(name, {})
         call = command(NAME, parser, argparse.Namespace(**vars(args) | {"only": [name]}))
-        for results in measure(name, args.columns, args.seeds, args.data, args.models, before):
+        for results in measure(name, args.columns, pairs, args.data, args.models, before):
             seconds = time.perf_counter() - begin
             results["runs"] = [*before.get("runs", []), {"command": call, "seconds": round(seconds)}]
             results["expected"] = judged(expectations(name, results["cells"]))

@@ -83,3 +83,22 @@ def test_objectives(digits: Path, tmp_path: Path) -> None:
         "best 'activations, product'",
     ]
     assert (out / "objectives_table.png").stat().st_size > 10_000
+
+
+def test_objectives_of_one_pair(digits: Path, tmp_path: Path) -> None:
+    given = ["--data", str(digits.parent), "--columns", "weights", "--only"]
+    first, _ = run("objectives_table", tmp_path, *given, "mnist_mlp", "--pairs", "0-1", INPUTS=64)
+    later, _ = run("objectives_table", tmp_path, *given, "mnist_mlp", "--pairs", "1-2", INPUTS=64)
+    assert later["results"]["ends"][:2] == first["results"]["ends"]
+    again, _ = run("objectives_table", tmp_path, *given, "mnist_mlp", "--pairs", "0-1", INPUTS=64)
+    assert again["results"]["ends"] == later["results"]["ends"]
+    (cell,), now = first["results"]["cells"]["weights"], again["results"]["cells"]["weights"]
+    assert [one["pair"] for one in now] == [[0, 1], [1, 2]]
+    assert now[0]["barrier"] == cell["barrier"] != now[1]["barrier"]
+
+
+def test_objectives_of_a_pair_that_is_not_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("objectives_table", tmp_path, "--data", "none", "--only", "mnist_mlp_short", "--pairs", "0-2", "1-2")
+    assert "no pair 0-2 or 1-2 of mnist_mlp_short: 2 are trained" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
