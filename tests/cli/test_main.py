@@ -50,6 +50,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("onebasin 0.")
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_out_has_a_short_form(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    assert "--out -o" in capsys.readouterr().out
+
+
+def test_the_package_is_the_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "onebasin", "align", "-o", "x"], capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from onebasin.cli.main import main; main(['--help']); main(['--version']);"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from json import loads
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -19,6 +19,7 @@ from rich.text import Text
 from onebasin.analysis import Curve, evaluate_path
 from onebasin.batchnorm import recompute_batchnorm
 from onebasin.checkpoints import check_target, provenance, save, save_text, write_directory
+from onebasin.cli.options import OUT_FLAG
 from onebasin.cli.run import RECORD, finished
 from onebasin.cli.terminal import COMMAND, Outcome, progress_bars
 from onebasin.demo import RECIPES, Recipe, batches, digits, evaluate, train
@@ -48,7 +49,7 @@ class Pair:
 OUT = Path("onebasin-demo")
 
 
-def demo(*, out: Path = OUT, seed: int = 0, force: bool = False, json: bool = False) -> Outcome:
+def demo(*, out: Annotated[Path, OUT_FLAG] = OUT, seed: int = 0, force: bool = False, json: bool = False) -> Outcome:
     """Train, align and merge small networks, and measure the barrier between them, in under a minute.
 
     Two fully connected and two convolutional networks are trained on 8 x 8 digits, each pair from different seeds.

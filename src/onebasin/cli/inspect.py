@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from json import loads
-from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from onebasin.checkpoints import check_target, save_text
-from onebasin.cli.options import ARCHITECTURE, Architecture, ArchitectureFlags
+from onebasin.cli.options import ARCHITECTURE, Architecture, ArchitectureFlags, OutPath
 from onebasin.cli.terminal import Outcome
 from onebasin.report.tables import fixed_axes, fixed_table, group_table, needless
 from onebasin.spec import PermutationSpec
@@ -21,7 +20,7 @@ def inspect(
     *,
     architecture: ArchitectureFlags = ARCHITECTURE,
     tensor: tuple[str, ...] = (),
-    out: Path | None = None,
+    out: OutPath = None,
     force: bool = False,
     json: bool = False,
 ) -> Outcome:

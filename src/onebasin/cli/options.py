@@ -79,6 +79,11 @@ class Architecture:
         return tuple(int(name) if name.isdecimal() else name for name in self.outputs) or None
 
 
+# `-o` is what people try.
+OUT_FLAG = Parameter(alias="-o")
+OutPath = Annotated[Path | None, OUT_FLAG]
+
+
 @dataclass(frozen=True)
 class Output:
     """Where the result goes.
@@ -91,7 +96,7 @@ class Output:
     """
 
     dry_run: bool = False
-    out: Path | None = None
+    out: OutPath = None
     force: bool = False
     json: bool = False
 
