@@ -25,6 +25,7 @@ from onebasin.matching import (
     WeightMatching,
 )
 from onebasin.matching.features import covariance_features
+from onebasin.merging.normed import RepairedCriterion
 from onebasin.pairs import PairMoments, PairStatistics
 from onebasin.params import Params
 from onebasin.permutation import Permutation
@@ -59,6 +60,7 @@ class Best:
         batchnorm: recompute each network's batch-norm statistics on the batches first, as synthetic inputs need.
         outputs: as it was given to `permutation_spec`.
         seed: of all visiting orders.
+        repair: the merged network will be repaired (`repair`): then J is that of the repaired midpoint.
 
     Raises:
         UsageError: batches that can be read only once, or a negative number of rounds.
@@ -73,6 +75,7 @@ class Best:
     batchnorm: bool = False
     outputs: Outputs = None
     seed: int = 0
+    repair: bool = False
 
     def __post_init__(self) -> None:
         check_repeatable(self.batches)
@@ -82,7 +85,7 @@ class Best:
     @property
     def criterion(self) -> Criterion:
         """What is lowered."""
-        return Criterion(self.model, self.batches, self.loss)
+        return (RepairedCriterion if self.repair else Criterion)(self.model, self.batches, self.loss)
 
     def candidates(
         self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress = silent
@@ -119,13 +122,15 @@ class Best:
         progress: Progress = silent,
     ) -> Alignment:
         """Measure, choose and polish. An interrupt keeps the best so far, once there is one."""
-        criterion = self.criterion
         candidates = self.candidates(spec, params_a, params_b, progress)
-        choice: Matcher = BestOf(criterion.few(), candidates)
+        seen = self.criterion.subject(spec, params_a, params_b, progress)
+        of_these = {name: Of(spec, params_a, params_b, matcher) for name, matcher in candidates.items()}
+        choice: Matcher = BestOf(seen.criterion.few(), of_these)
         if self.rounds:
-            descent = Descent(criterion, candidates["activations, correlation"], choice)  # type: ignore[arg-type]
-            choice = Polish(criterion, descent, self.rounds, self.seed)
-        return replace(choice.match(spec, params_a, params_b, start, progress), matcher=self)
+            descent = Descent(seen.criterion, candidates["activations, correlation"], choice)  # type: ignore[arg-type]
+            choice = Polish(seen.criterion, descent, self.rounds, self.seed)
+        found = choice.match(seen.spec, seen.a, seen.b, seen.order(start), progress)
+        return replace(found, matcher=self, permutation=Permutation(spec, found.permutation.indices))
 
     def _statistics(
         self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress
@@ -150,6 +155,24 @@ class Given:
     def of(self, *_: object) -> tuple[Feature, ...]:
         """Return them."""
         return self.features
+
+
+@dataclass(frozen=True)
+class Of:
+    """What a matcher finds for two models, as an order of other networks with the same groups."""
+
+    spec: PermutationSpec
+    params_a: Params = field(repr=False)
+    params_b: Params = field(repr=False)
+    matcher: Matcher
+
+    def match(
+        self, spec: PermutationSpec, _: Params, __: Params, start: Permutation, progress: Progress = silent
+    ) -> Alignment:
+        """Match the two models."""
+        begin = Permutation(self.spec, start.indices)
+        found = self.matcher.match(self.spec, self.params_a, self.params_b, begin, progress)
+        return replace(found, permutation=Permutation(spec, found.permutation.indices))
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def barrier(
     spec = architecture.permutation_spec(model)
     left: dict[str, str] = {}
     line = Line(model, measure, points, tools.batches, tools.path(model, spec, left))
-    matcher = choice.build(matching, architecture, line.model)
+    matcher = choice.build(matching, architecture, line.model, repair=mending.repair)
     given = None if permutation is None else load_permutation(permutation, spec)
     settings: dict[str, Any] = {"architecture": architecture, "permutation": permutation}
     settings |= {"choice": choice, "matcher": matching} if given is None else {"matcher": None}

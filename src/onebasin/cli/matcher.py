@@ -140,8 +140,16 @@ class Choice:
         self.check(used)
         return architecture.build() if needed or self.follows_a_loss or self.matcher not in BY_WEIGHTS else None
 
-    def build(self, matching: Matching, architecture: Architecture, model: nn.Module | None) -> Matcher:
+    def build(
+        self, matching: Matching, architecture: Architecture, model: nn.Module | None, *, repair: bool = False
+    ) -> Matcher:
         """Return the matcher; `model` is not used by those that match weights alone.
+
+        Args:
+            matching: how weights are matched.
+            architecture: which architecture.
+            model: the model, if it was built.
+            repair: the merged network will be repaired.
 
         Raises:
             UsageError: the inputs cannot be had, or a setting is out of range.
@@ -151,7 +159,9 @@ class Choice:
         if model is None or (self.matcher in BY_WEIGHTS and not self.follows_a_loss):
             return weight if self.matcher == "weight" else replace(weight, solver=self.matcher)  # type: ignore[arg-type]
         batches, what = self._inputs(architecture, model, matching.seed)
-        return OnModel(self._on(model, batches, weight, architecture), model, what, batches)
+        matcher = self._on(model, batches, weight, architecture)
+        matcher = replace(matcher, repair=repair) if isinstance(matcher, Best) else matcher
+        return OnModel(matcher, model, what, batches)
 
     def _inputs(self, architecture: Architecture, model: nn.Module, seed: int) -> tuple[Iterable[Any], str]:
         if self.data is not None:

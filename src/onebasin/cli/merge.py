@@ -76,7 +76,7 @@ def merge(
     if mending.repair:
         check_weights(len(models), weights or None)
     spec = architecture.permutation_spec(module)
-    matcher = choice.build(matching, architecture, module)
+    matcher = choice.build(matching, architecture, module, repair=mending.repair)
     given = {"architecture": architecture, "choice": choice, "matcher": matching}
     settings = given | {"method": method, "weights": weights, "mending": mending} | how
     run = Run(spec, [read_for(spec, path) for path in models], settings, output)

@@ -31,6 +31,8 @@ from onebasin.interpolate import lerp
 from onebasin.matching.objective import Feature, Objective
 from onebasin.params import Params, map_tensors
 from onebasin.permutation import Permutation
+from onebasin.progress import Progress, silent
+from onebasin.spec import PermutationSpec
 
 # So many batches tell good orders from bad ones.
 FEW = 8
@@ -71,6 +73,12 @@ class Criterion:
         """
         return Between(self, params_a, params_b)
 
+    def subject(
+        self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress = silent
+    ) -> Subject:
+        """Return what is looked at of two models: themselves."""
+        return Subject(self, spec, params_a, params_b)
+
     def few(self) -> Criterion:
         """Return the criterion of eight batches at most, evenly spread."""
         batches = list(self.batches)
@@ -89,6 +97,27 @@ class Criterion:
     def mode(self) -> AbstractContextManager[None]:
         """Put the model into eval mode, but batch norm into train mode."""
         return eval_mode(self.model, [module for module in self.model.modules() if isinstance(module, _BatchNorm)])
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What a criterion looks at of two models: maybe networks with more tensors than theirs, but of the same groups.
+
+    Args:
+        criterion: of these networks.
+        spec: their symmetries.
+        a: the reference.
+        b: the moved network.
+    """
+
+    criterion: Criterion
+    spec: PermutationSpec
+    a: Params
+    b: Params
+
+    def order(self, permutation: Permutation) -> Permutation:
+        """Return a permutation of the models as one of these networks."""
+        return Permutation(self.spec, permutation.indices)
 
 
 def criterion_of(matcher: object) -> Criterion | None:

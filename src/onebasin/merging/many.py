@@ -167,7 +167,9 @@ class Rounds:
         self.alignments[number] = found
         criterion = criterion_of(self.matcher)
         if criterion is not None:
-            better = Incumbent(criterion.between(mean, dict(model)), before).challenge(found.permutation)
+            seen = criterion.subject(self.spec, mean, dict(model), progress)
+            best = Incumbent(seen.criterion.between(seen.a, seen.b), seen.order(before))
+            better = best.challenge(seen.order(found.permutation))
         else:
             least = IMPROVEMENT * math.fsum(_squares(model[name]) for name in self.spec.trained)
             better = self.apart(mean, number, before) - self.apart(mean, number, found.permutation) > least

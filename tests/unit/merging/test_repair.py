@@ -9,6 +9,7 @@ import torch
 from helpers import assert_same, clone, randomise
 from models.sequence import FusedQKV
 from models.toys import layer_norm
+from repairing import Net, convnet, group_normed, mlp, net, normed
 from torch import Tensor, nn
 
 from onebasin.batchnorm import recompute_batchnorm
@@ -19,42 +20,7 @@ from onebasin.merging import repair
 from onebasin.merging.repair import Repairs
 from onebasin.params import Params, params_of
 from onebasin.permutation import Permutation
-from onebasin.spec import PermutationSpec
 from onebasin.symmetry.discover import permutation_spec
-
-
-def mlp() -> nn.Module:
-    layers = nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 11), nn.Tanh(), nn.Linear(11, 5), nn.GELU(), nn.Linear(5, 2)
-    return nn.Sequential(*layers)
-
-
-def convnet() -> nn.Module:
-    layers = nn.Conv2d(2, 7, 3), nn.ReLU(), nn.Conv2d(7, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(15, 11), nn.ReLU()
-    return nn.Sequential(*layers, nn.Linear(11, 2))
-
-
-def normed() -> nn.Module:
-    """Batch norm after convolutions with and without a bias."""
-    first = nn.Conv2d(2, 7, 3), nn.BatchNorm2d(7), nn.ReLU()
-    second = nn.Conv2d(7, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU()
-    return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(15, 11), nn.ReLU(), nn.Linear(11, 2))
-
-
-Net = tuple[nn.Module, PermutationSpec, list[Params], Tensor]
-
-
-def net(make: Callable[[], nn.Module], *shape: int, dtype: torch.dtype = torch.float64) -> Net:
-    """Return a model, its spec, two networks and inputs in float64."""
-    model, ends = make().double().eval(), []
-    for seed in range(2):
-        randomise(model, seed)
-        ends.append(clone(params_of(model)))
-    generator = torch.Generator().manual_seed(3)
-    if dtype.is_floating_point:
-        inputs = torch.randn(53, *shape, generator=generator, dtype=dtype)
-    else:
-        inputs = torch.randint(0, 13, (53, *shape), generator=generator)
-    return model, permutation_spec(model, (inputs,)), ends, inputs
 
 
 def statistics(model: nn.Module, params: Params, inputs: Tensor, layer: str) -> tuple[Tensor, Tensor]:
@@ -99,13 +65,6 @@ def test_units_have_the_statistics_of_the_ends(
         assert_between(found, merged, layers, weights)
     last = layers[-1].replace("4", "6").replace("5", "7")
     assert torch.equal(repaired[f"{last}.weight"], merged[f"{last}.weight"])  # outputs are no units
-
-
-def group_normed() -> nn.Module:
-    """Group norm in 3 groups of channels, which nest, after a convolution without a bias; and layer norm."""
-    first = nn.Conv2d(2, 15, 3, bias=False), nn.GroupNorm(3, 15), nn.ReLU()
-    second = nn.Conv2d(15, 6, 3, groups=3), nn.GroupNorm(3, 6), nn.ReLU(), nn.Flatten()
-    return nn.Sequential(*first, *second, nn.Linear(18, 11, bias=False), nn.LayerNorm(11), nn.GELU(), nn.Linear(11, 2))
 
 
 def instance_normed() -> nn.Module:
