@@ -33,7 +33,7 @@ def normed() -> nn.Module:
 Net = tuple[nn.Module, PermutationSpec, list[Params], Tensor]
 
 
-def net(make: Callable[[], nn.Module], *shape: int, dtype: torch.dtype = torch.float64) -> Net:
+def net(make: Callable[[], nn.Module], *shape: int, count: int = 53, dtype: torch.dtype = torch.float64) -> Net:
     """Return a model, its spec, two networks and inputs in float64."""
     model, ends = make().double().eval(), []
     for seed in range(2):
@@ -41,9 +41,9 @@ def net(make: Callable[[], nn.Module], *shape: int, dtype: torch.dtype = torch.f
         ends.append(clone(params_of(model)))
     generator = torch.Generator().manual_seed(3)
     if dtype.is_floating_point:
-        inputs = torch.randn(53, *shape, generator=generator, dtype=dtype)
+        inputs = torch.randn(count, *shape, generator=generator, dtype=dtype)
     else:
-        inputs = torch.randint(0, 13, (53, *shape), generator=generator)
+        inputs = torch.randint(0, 13, (count, *shape), generator=generator)
     return model, permutation_spec(model, (inputs,)), ends, inputs
 
 

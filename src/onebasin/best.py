@@ -123,7 +123,8 @@ class Best:
     ) -> Alignment:
         """Measure, choose and polish. An interrupt keeps the best so far, once there is one."""
         candidates = self.candidates(spec, params_a, params_b, progress)
-        seen = self.criterion.subject(spec, params_a, params_b, progress)
+        fresh = (params_a, params_b) if not self.repair else self._fresh(params_a, params_b, progress)
+        seen = self.criterion.subject(spec, *fresh, progress)
         of_these = {name: Of(spec, params_a, params_b, matcher) for name, matcher in candidates.items()}
         choice: Matcher = BestOf(seen.criterion.few(), of_these)
         if self.rounds:
@@ -132,13 +133,17 @@ class Best:
         found = choice.match(seen.spec, seen.a, seen.b, seen.order(start), progress)
         return replace(found, matcher=self, permutation=Permutation(spec, found.permutation.indices))
 
+    def _fresh(self, params_a: Params, params_b: Params, progress: Progress) -> tuple[Params, Params]:
+        """Return both, their batch-norm statistics recomputed if that is wanted."""
+        if not self.batchnorm:
+            return params_a, params_b
+        a, b = (recompute_batchnorm(self.model, one, self.batches, progress) for one in (params_a, params_b))
+        return a, b
+
     def _statistics(
         self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress
     ) -> PairStatistics:
-        if self.batchnorm:
-            params_a = recompute_batchnorm(self.model, params_a, self.batches, progress)
-            params_b = recompute_batchnorm(self.model, params_b, self.batches, progress)
-        moments = PairMoments(self.model, spec, params_a, params_b, self.outputs)
+        moments = PairMoments(self.model, spec, *self._fresh(params_a, params_b, progress), self.outputs)
         total = len(self.batches) if isinstance(self.batches, Sized) else 0
         for done, batch in enumerate(self.batches, 1):
             moments.update(batch)

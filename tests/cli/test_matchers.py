@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -123,6 +124,19 @@ def test_batch_norm_is_recomputed_on_either_data(flag: str, run: Run, folder: Pa
     ran = good(run(f"merge ca.pt cb.pt {CONVNET} {flag} --out new.pt"))
     assert "batch-norm" not in ran.stderr
     assert_same(load(folder / "new.pt"), recompute_batchnorm(model, plain, batches("images")))
+
+
+def test_best_looks_at_the_repaired_midpoint_if_that_is_what_is_made(run: Run, folder: Path) -> None:
+    a, b = (load(folder / name) for name in ("a.pt", "b.safetensors"))
+    best = Best(net(), batches(), rounds=1, repair=True)
+    merged = merge(spec(), [a, b], best)
+    assert merged.permutations[1] != align(spec(), a, b, replace(best, repair=False)).permutation
+    line = f"a.pt b.safetensors {MODEL} --matcher best {DATA} --rounds 1 --repair"
+    good(run(f"merge {line} --out new.pt"))
+    ends = [a, merged.permutations[1].apply(b)]
+    assert_same(load(folder / "new.pt"), repair(net(), spec(), merged.params, ends, batches())[0])
+    curve = good(run(f"barrier {line} --eval net.py:loss --points 3 --json")).document["results"]
+    assert curve["alignment"]["objective"] == list(merged.alignments[0].objective)
 
 
 def test_merged_units_are_repaired(run: Run, folder: Path) -> None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from cases import case, params, spec_of
 from nets import SPEC, data, net
+from repairing import convnet
+from repairing import net as repairable
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -78,6 +80,22 @@ def test_a_loss_of_ones_own_decides() -> None:
     assert -found.objective[-1] < between.at(align(SPEC, A, B, Best(net(2), data(61), rounds=2)).permutation)
 
 
+def test_with_repair_it_lowers_what_is_left_after_that() -> None:
+    model, spec, (a, b), inputs = repairable(convnet, 2, 7, 5, count=512)
+    batches = inputs.split(32)
+    best = Best(model, batches, rounds=3, repair=True)
+    found, plain = (align(spec, a, b, one) for one in (best, replace(best, repair=False)))
+    assert found.permutation.spec == spec
+    seen = best.criterion.subject(spec, a, b)
+    held = seen.criterion.split()[1].between(seen.a, seen.b)
+    assert -found.objective[-1] == pytest.approx(held.at(seen.order(found.permutation)), rel=1e-9)
+    assert -found.objective[-1] < held.at(seen.order(plain.permutation)) - 1e-3
+    left = Criterion(model, batches).split()[1].between(a, b)
+    assert left.at(found.permutation) > left.at(plain.permutation)
+    merged = merge_many(spec, [a, b], best, max_rounds=1)
+    assert held.at(seen.order(merged.between(0, 1))) < held.at(seen.order(Permutation.identity(spec)))
+
+
 def test_without_data() -> None:
     drawn = synthetic_batches(net(0), (INPUTS[0],), samples=64, batch=32)
     best = Best(net(2), drawn, batchnorm=True, rounds=0)
@@ -105,7 +123,7 @@ def test_it_is_told_in_json() -> None:
     found = align(SPEC, A, B, Best(net(2), INPUTS, rounds=1, seed=3))
     told = json.loads(json.dumps(found.to_json()))
     assert told["matcher"] == "Best"
-    assert told["settings"] == {"rounds": 1, "batchnorm": False, "outputs": None, "seed": 3}
+    assert told["settings"] == {"rounds": 1, "batchnorm": False, "outputs": None, "seed": 3, "repair": False}
     assert found.certificate.assignments > 8
 
 
