@@ -66,6 +66,15 @@ def test_repair(cifar: Path, tmp_path: Path) -> None:
     assert plain["permuted, batch norm recomputed"] == plain["permuted"] != plain["permuted, REPAIR"]
 
 
+def test_repair_and_best(cifar: Path, tmp_path: Path) -> None:
+    record, out = run("repair_best", tmp_path, "--data", str(cifar), MATCHING=32, MORE=64, STATISTICS=64)
+    assert (out / "repair_best.png").stat().st_size > 10_000
+    (pair,) = record["results"]["pairs"]
+    assert len(pair["barriers"]) == 6
+    assert pair["barriers"]["best"] != pair["barriers"]["best for REPAIR"]
+    assert len(record["results"]["expected"]) == 2
+
+
 def test_objectives(digits: Path, tmp_path: Path) -> None:
     network, data = "mnist_mlp_short", str(digits.parent)
     columns = ["naive", "weights", "covariance", "unit hybrid", "best, not polished"]
