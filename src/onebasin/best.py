@@ -60,7 +60,8 @@ class Best:
         batchnorm: recompute each network's batch-norm statistics on the batches first, as synthetic inputs need.
         outputs: as it was given to `permutation_spec`.
         seed: of all visiting orders.
-        repair: the merged network will be repaired (`repair`): then J is that of the repaired midpoint.
+        repair: the merged network will be repaired (`repair`): then J is that of the repaired midpoint, whose units
+            have the mean of both networks' statistics in every batch. Without a norm the two have different optima.
 
     Raises:
         UsageError: batches that can be read only once, or a negative number of rounds.

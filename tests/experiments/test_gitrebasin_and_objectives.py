@@ -28,7 +28,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETS, "fashion_vgg11_plain", Net(partial(vgg, 11, 1 / 32, None, 3), CIFAR, ONE, 2))
 
 
-def run(name: str, tmp_path: Path, *arguments: str, **changed: int) -> tuple[dict[str, Any], Path]:
+def run(name: str, tmp_path: Path, *arguments: str, **changed: int | str) -> tuple[dict[str, Any], Path]:
     """Run a script; return its record and where it is."""
     script = runpy.run_path(str(FOLDER / f"{name}.py"))
     script["main"].__globals__.update(changed)
@@ -66,8 +66,9 @@ def test_repair(cifar: Path, tmp_path: Path) -> None:
     assert plain["permuted, batch norm recomputed"] == plain["permuted"] != plain["permuted, REPAIR"]
 
 
-def test_repair_and_best(cifar: Path, tmp_path: Path) -> None:
-    record, out = run("repair_best", tmp_path, "--data", str(cifar), MATCHING=32, MORE=64, STATISTICS=64)
+def test_repair_and_best(digits: Path, tmp_path: Path) -> None:
+    few = {"MATCHING": 32, "MORE": 512, "STATISTICS": 64}
+    record, out = run("repair_best", tmp_path, "--data", str(digits.parent), NETWORK="mnist_mlp_short", **few)
     assert (out / "repair_best.png").stat().st_size > 10_000
     (pair,) = record["results"]["pairs"]
     assert len(pair["barriers"]) == 6

@@ -28,7 +28,7 @@ class Mending:
     Args:
         recompute_batchnorm: Recompute its batch-norm statistics, on --batchnorm-data or --data.
         repair: Give its units the mean and deviation that they have in the models (REPAIR), on the same inputs; the
-            statistics of batch norm are recomputed, too.
+            statistics of batch norm are recomputed, too. --matcher best then finds the order that is best after it.
         batchnorm_data: Callable that returns batches of inputs for these; alone it means --recompute-batchnorm.
     """
 
