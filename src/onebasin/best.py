@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from onebasin.batchnorm import recompute_batchnorm
-from onebasin.errors import UsageError
+from onebasin.errors import check_counts
 from onebasin.functional import BatchLoss, check_repeatable
 from onebasin.matching import (
     ActivationMatching,
@@ -49,7 +50,7 @@ class Best:
     well, as on plain networks, they stay. On narrow networks with batch norm they do most, and take most of the time.
     Thousands of inputs are meant, in batches of about 128: of eight batches and more, eight are the choice's, and of
     sixteen and more, eight are the rest. Of a single batch there is no rest.
-    The history is minus J of the rest, from what the descent found on.
+    `Alignment.objective` is minus J of the rest, from what the descent found on.
 
     Args:
         model: the architecture, a classifier unless there is a `loss`, on the device of the reference.
@@ -80,8 +81,7 @@ class Best:
 
     def __post_init__(self) -> None:
         check_repeatable(self.batches)
-        if self.rounds < 0:
-            raise UsageError(f"{self.rounds} rounds of polish", "none or more", "pass rounds=0 for none")
+        check_counts(0, rounds=self.rounds)
 
     @property
     def criterion(self) -> Criterion:
@@ -123,6 +123,9 @@ class Best:
         progress: Progress = silent,
     ) -> Alignment:
         """Measure, choose and polish. An interrupt keeps the best so far, once there is one."""
+        if self.loss is not None and self.rounds:  # one without a gradient is told before the work begins
+            part = next(self.criterion.between(params_a, params_b).parts(1))
+            list(part.slopes(params_a, 0, torch.Generator()))
         candidates = self.candidates(spec, params_a, params_b, progress)
         fresh = (params_a, params_b) if not self.repair else self._fresh(params_a, params_b, progress)
         seen = self.criterion.subject(spec, *fresh, progress)

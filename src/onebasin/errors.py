@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class OneBasinError(Exception):
@@ -41,6 +42,14 @@ class CheckpointError(OneBasinError, OSError):
 
 class UsageError(OneBasinError, ValueError):
     """An argument is wrong: a name that does not import, a setting out of range, a callable of another signature."""
+
+
+def check_counts(least: int, **counts: object) -> None:
+    """Raise `UsageError` at the first setting, name=value, that is no whole number of `least` or more."""
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or count < least:
+            do = f"pass {name}=1, say, or leave it out"
+            raise UsageError(f"{name}={count!r}", f"a whole number, {least} or more", do)
 
 
 def listing(items: Iterable[str], limit: int = 20) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from onebasin.errors import UsageError
+from onebasin.errors import UsageError, listing
 from onebasin.params import check_shapes, compute_dtype, params_of
 
 LABELS = "labels"
@@ -105,15 +105,40 @@ def labels_of(batch: Any) -> Tensor:
 
 
 def logits_of(predict: Predict, batch: Any) -> Tensor:
-    """Return what `predict` makes of the inputs of a batch, or its attribute `logits`; half precision is widened."""
+    """Return what `predict` makes of the inputs of a batch, or the `logits` in it; half precision is widened.
+
+    Raises:
+        UsageError: there are no logits.
+    """
     args, kwargs = inputs_of(batch)
     output = predict(*args, **kwargs)
-    logits: Tensor = output if isinstance(output, Tensor) else output.logits
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        holds = f" with {listing(map(str, output), 5)}" if isinstance(output, Mapping) else ""
+        do = "pass a loss of your own, which makes one number of what `predict` returns"
+        raise UsageError(f"a model that returns a {type(output).__name__}{holds}", 'logits, or "logits" in it', do)
     return logits.to(compute_dtype(logits))
 
 
+def loss_of(loss: BatchLoss, predict: Predict, batch: Any) -> Tensor:
+    """Return `loss(predict, batch)`; where gradients are recorded it has one.
+
+    Raises:
+        UsageError: it is not one number, or has no gradient.
+    """
+    found = loss(predict, batch)
+    if not isinstance(found, Tensor) or found.numel() != 1 or (torch.is_grad_enabled() and not found.requires_grad):
+        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        do = "return a tensor that torch computed from what `predict` returned, such as a mean over the batch"
+        raise UsageError(f"a loss of {got} that cannot be differentiated", "one number with a gradient", do)
+    return found
+
+
 def check_repeatable(batches: Iterable[Any]) -> None:
-    """Raise `UsageError` if `batches` can be read only once (a generator)."""
+    """Raise `UsageError` if `batches` can be read only once (a generator), or are a single tensor."""
+    if isinstance(batches, Tensor):
+        do = "pass inputs.split(128), or [inputs] for a single batch"
+        raise UsageError(f"a tensor of shape {tuple(batches.shape)} as batches", "a list of batches", do)
     if iter(batches) is batches:
         raise UsageError(
             f"batches are a {type(batches).__name__}, which is empty after one pass",

@@ -56,6 +56,9 @@ def check_shapes(
         what: how the message calls `params`.
         owner: how the message calls whatever `shapes` belong to.
     """
+    if not isinstance(params, Mapping):
+        kind = type(params).__name__
+        raise ParamsError(f"{what}: a {kind}", "params, name -> tensor", "pass ob.params_of(model), or a state dict")
     missing = [name for name in shapes if name not in params]
     unexpected = [name for name in params if name not in shapes]
     misshapen = [

@@ -342,7 +342,7 @@ def test_following_a_loss_that_does_not_work(refused: Refused, folder: Path) -> 
         refused(f"{given} --matcher {matcher} --loss net.py:constant", "cannot be differentiated")
         refused(f"{line} --matcher {matcher} --data net.py:images", "--data net.py:images raised RuntimeError")
         refused(f"{line} --matcher {matcher} --data unlabelled.py:given", "a batch is a Tensor", "labels")
-    refused(f"{line} --data net.py:batches --matcher straight-through --epochs 0", "0 epochs")
+    refused(f"{line} --data net.py:batches --matcher straight-through --epochs 0", "epochs=0")
     refused(f"{given} --matcher best --rounds -1", "-1 rounds")
 
 

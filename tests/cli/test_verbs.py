@@ -171,6 +171,16 @@ def test_merge_is_the_mean_of_the_aligned_models(run: Run, folder: Path) -> None
         torch.testing.assert_close(weighted[name], (3 * a[name] + b[name]) / 4)
 
 
+def test_a_model_that_is_named_twice_is_told_twice(run: Run) -> None:
+    for method, names in (("reference", ["b.safetensors (model 2)", "b.safetensors (model 3)"]), ("many", None)):
+        line = f"merge a.pt b.safetensors b.safetensors {MODEL} --method {method} --out {method}.pt --json"
+        alignments = good(run(line)).document["results"]["alignments"]
+        assert list(alignments) == (names or ["a.pt", "b.safetensors (model 2)", "b.safetensors (model 3)"])
+    shown = good(run(f"analyze a.pt b.safetensors b.safetensors {MODEL}")).stdout
+    assert "b.safetensors (model 2)" in shown
+    assert "b.safetensors (model 3)" in shown
+
+
 @pytest.mark.parametrize("inputs", ["--data net.py:images", "--synthetic", "--synthetic --statistic correlation"])
 def test_activation_matching_undoes_a_permutation(run: Run, folder: Path, inputs: str) -> None:
     theta, model = load(folder / "ca.pt"), load_model("net.py:convnet")

@@ -30,7 +30,7 @@ from onebasin.cli.options import (
 )
 from onebasin.cli.resolve import load_batches, load_callable
 from onebasin.cli.run import RECORD, Run, finished, wrote
-from onebasin.cli.terminal import Outcome, note, progress_bars
+from onebasin.cli.terminal import Outcome, labels, note, progress_bars
 from onebasin.errors import UsageError
 from onebasin.matching import align
 from onebasin.report.record import dumps
@@ -192,7 +192,8 @@ def _view(
         view.append(inputs_table(together.inputs))
     if together.lines:
         view.append(pairs_table(together.lines))
-    return [*view, alignment_table({str(paths[name]): pair.alignment for name, pair in pairs.items()})]
+    called = dict(zip(paths, labels(paths.values()), strict=True))
+    return [*view, alignment_table({called[name]: pair.alignment for name, pair in pairs.items()})]
 
 
 def _write(

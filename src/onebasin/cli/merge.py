@@ -22,7 +22,7 @@ from onebasin.cli.options import (
     read_for,
 )
 from onebasin.cli.run import RECORD, Run
-from onebasin.cli.terminal import Outcome, progress_bars
+from onebasin.cli.terminal import Outcome, labels, progress_bars
 from onebasin.errors import UsageError, listing
 from onebasin.matching import Alignment, StopReason
 from onebasin.merging import Merge, merge_many, merge_universe
@@ -95,7 +95,8 @@ def merge(
                 cut = True
     tools.remark(spec, "averaged")
     left_alone(left)
-    rows = {str(models[number]): found for number, found in zip(merged.aligned, merged.alignments, strict=True)}
+    called = labels(models)
+    rows = {called[number]: found for number, found in zip(merged.aligned, merged.alignments, strict=True)}
     results = {"alignments": {label: found.to_json() for label, found in rows.items()}, "spread": merged.spread}
     results |= {"not_repaired": left} if tools.repair else {}
     outcome = run.write(params, results, models[0], _view(rows, merged, models, cut=cut))
@@ -122,7 +123,7 @@ def _view(
     for label, found in rows.items():
         if found.stop is not StopReason.CONVERGED:
             yield f"{label}: {found.why()}"
-    waiting = [str(path) for number, path in enumerate(models) if number and number not in merged.aligned]
+    waiting = [label for number, label in enumerate(labels(models)) if number and number not in merged.aligned]
     if waiting:
         yield f"Interrupted from the keyboard before the turn of {listing(waiting)}."
     if cut:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -43,6 +44,12 @@ def console(*, stderr: bool = False) -> Console:
     found = Console(stderr=stderr, highlight=False)
     found.width = min(found.width, WIDTH) if found.is_terminal else WIDTH
     return found
+
+
+def labels(models: Iterable[Path]) -> list[str]:
+    """Return what each model is called: its path, and its number if others have the same path."""
+    paths = [str(path) for path in models]
+    return [f"{path} (model {n})" if paths.count(path) > 1 else path for n, path in enumerate(paths, 1)]
 
 
 def show(outcome: Outcome, out: Console) -> None:

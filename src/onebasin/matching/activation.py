@@ -47,6 +47,9 @@ class ActivationMatching:
     def __post_init__(self) -> None:
         if self.statistic not in ("product", "correlation"):
             raise UsageError(f"statistic {self.statistic!r}", '"product" or "correlation"', "choose one of them")
+        if not callable(self.measure):
+            do = "pass Activations(model, batches)"
+            raise UsageError(f"a {type(self.measure).__name__} as measure", "what measures the activations", do)
 
     def objective(
         self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress = silent

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from onebasin.errors import UsageError
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
 from onebasin.matching.criterion import Between, Criterion, value_of
 from onebasin.params import Params
@@ -62,8 +63,8 @@ class BestOf:
     """The best of several alignments by `Criterion`; the start is one of them.
 
     The first is preferred: another is taken only if J of it is lower by more than one standard error of the mean of the
-    differences, input by input. Of those, the one of lowest J is taken. The history is minus J of those that were the
-    lowest so far. `note` names the last.
+    differences, input by input. Of those, the one of lowest J is taken. `Alignment.objective` is minus J of those that
+    were the lowest so far. `note` names the last.
 
     Args:
         criterion: what decides.
@@ -73,6 +74,10 @@ class BestOf:
 
     criterion: Criterion = field(repr=False)
     candidates: tuple[Matcher, ...] | Mapping[str, Matcher]
+
+    def __post_init__(self) -> None:
+        if not self.candidates:
+            raise UsageError("no candidates", "matchers to choose from", "pass two or more")
 
     def match(
         self,

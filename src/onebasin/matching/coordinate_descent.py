@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from onebasin.errors import check_counts
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
 from onebasin.matching.assignment import Assignment, solve
 from onebasin.matching.gains import FamilyGains, Level, Rows, rows_of
@@ -58,6 +59,9 @@ class CoordinateDescent:
     seed: int = 0
     max_sweeps: int = 100
     faq_steps: int = 30
+
+    def __post_init__(self) -> None:
+        check_counts(0, max_sweeps=self.max_sweeps, faq_steps=self.faq_steps)
 
     def maximise(
         self, objective: Objective, start: Permutation, matcher: Matcher, progress: Progress = silent

@@ -25,6 +25,7 @@ from onebasin.functional import (
     eval_mode,
     inputs_of,
     logits_of,
+    loss_of,
     with_params,
 )
 from onebasin.interpolate import lerp
@@ -252,7 +253,7 @@ class Between:
         predict = self._predict(middle)
         for number, batch in self._numbered():
             if self.criterion.loss:
-                yield self.criterion.loss(predict, batch).reshape(1), None
+                yield loss_of(self.criterion.loss, predict, batch).reshape(1), None
             else:
                 logits, target = _classes(predict, batch), self._target(number, batch)
                 yield cross_entropy(logits, target, reduction="none").reshape(len(logits), -1).mean(1), logits

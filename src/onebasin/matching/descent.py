@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from onebasin.errors import UsageError
+from onebasin.errors import check_counts
 from onebasin.matching.alignment import Alignment, Certificate, Matcher, StopReason
 from onebasin.matching.best_of import Incumbent
 from onebasin.matching.coordinate_descent import CoordinateDescent
@@ -59,10 +59,10 @@ class Descent:
     end: what `first` finds is returned, unless one of these is lower by more than a standard error. A group that
     `gains` says nothing of stays as in `first`. The more inputs, the less are they fitted alone.
 
-    Costs of a step: a forward and a backward pass of one batch, the gains of all groups, and one assignment each;
-    of a trial, a forward pass of 32 batches, or fewer if J surely rises; of a round of crossing, five passes for slope
-    and curvature. The history is minus J of the rest: of `first`, and whenever it was lowered. Batches of about 128
-    are meant. When a number is not finite the run ends; `stop` says so, and `note` at which step.
+    Costs of a step: a forward and a backward pass of one batch, the gains of all groups, and one assignment each; of a
+    trial, a forward pass of 32 batches, or fewer if J surely rises; of a round of crossing, five passes for slope and
+    curvature. `Alignment.objective` is minus J of the rest: of `first`, and whenever it was lowered. Batches of about
+    128 are meant. When a number is not finite the run ends; `stop` says so, and `note` at which step.
 
     Args:
         criterion: what is lowered.
@@ -83,9 +83,7 @@ class Descent:
     runs: int = 8
 
     def __post_init__(self) -> None:
-        for name, count in (("steps", self.steps), ("runs", self.runs)):
-            if count < 1:
-                raise UsageError(f"{count} {name}", "at least one", f"pass {name}=1 or more")
+        check_counts(1, steps=self.steps, runs=self.runs)
 
     def match(
         self,

@@ -93,6 +93,9 @@ def features_of(
         UsageError: there are no features of this name.
     """
     if not isinstance(choice, str):
+        if isinstance(choice, type) or not callable(getattr(choice, "of", None)):
+            do = "pass Covariance(LayerInputs(model, batches)), or one of the names"
+            raise UsageError(f"features {choice!r:.60}", '"raw", "unit" or `Covariance`', do)
         return choice.of(spec, params_a, params_b, progress)
     pairs = [Feature(name, params_a[name], params_b[name]) for name in spec.matched]
     if choice == "raw":

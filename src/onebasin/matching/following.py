@@ -14,8 +14,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from onebasin.errors import UsageError
-from onebasin.functional import BatchLoss, Predict, check_repeatable, eval_mode, labels_of, logits_of, with_params
+from onebasin.errors import UsageError, check_counts
+from onebasin.functional import (
+    BatchLoss,
+    Predict,
+    check_repeatable,
+    eval_mode,
+    labels_of,
+    logits_of,
+    loss_of,
+    with_params,
+)
 from onebasin.interpolate import lerp
 from onebasin.matching.alignment import Alignment, Certificate, StopReason
 from onebasin.matching.criterion import Criterion
@@ -86,8 +95,7 @@ class LossFollowing(ABC):
 
     def __post_init__(self) -> None:
         check_repeatable(self.batches)
-        if self.epochs < 1:
-            raise UsageError(f"{self.epochs} epochs", "at least one", "pass epochs=1 or more")
+        check_counts(1, epochs=self.epochs)
         for name, values in self.choices.items():
             if getattr(self, name) not in values:
                 raise UsageError(f"{name} {getattr(self, name)!r}", f"one of {', '.join(values)}", "choose one of them")
@@ -213,15 +221,10 @@ class _Run:
         between = lerp(self.a, place.moved, lam)
         for name, tensor in place.carrier.items():
             between[name] = between[name] + (lam * (tensor - tensor.detach())).to(between[name])
-        loss = self.settings.loss(with_params(self.settings.model, between), batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            do = "return a tensor that torch computed from what `predict` returned, such as a mean over the batch"
-            raise UsageError(f"a loss of {got} that cannot be differentiated", "one number with a gradient", do)
-        return loss
+        return loss_of(self.settings.loss, with_params(self.settings.model, between), batch)
 
     @torch.no_grad()
     def _at_permutation(self, batch: Any, permutation: Permutation) -> Tensor:
         """Return the loss of the midpoint of A and the moved model in the order `permutation`."""
         middle = lerp(self.a, permutation.apply(self.b), 0.5)
-        return self.settings.loss(with_params(self.settings.model, middle), batch)
+        return loss_of(self.settings.loss, with_params(self.settings.model, middle), batch)

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from onebasin.errors import check_counts
 from onebasin.matching.alignment import Alignment, Certificate, Matcher
 from onebasin.matching.assignment import Assignment, solve
 from onebasin.matching.coordinate_descent import CoordinateDescent
@@ -57,6 +58,9 @@ class FrankWolfe:
     steps: int = 40
     tolerance: float = 1e-6
     descent: CoordinateDescent = field(default_factory=CoordinateDescent)
+
+    def __post_init__(self) -> None:
+        check_counts(0, steps=self.steps)
 
     def maximise(
         self, objective: Objective, start: Permutation, matcher: Matcher, progress: Progress = silent

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from onebasin.errors import UsageError
 from onebasin.matching.alignment import Alignment
 from onebasin.matching.objective import Objective
 from onebasin.matching.weight import WeightMatching
@@ -43,6 +44,10 @@ class Hybrid:
     activations: Gains
     weights: WeightMatching = field(default_factory=lambda: WeightMatching(features="unit"))
     mu: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mu < math.inf:
+            raise UsageError(f"mu={self.mu}", "a number from 0 on", "pass 1, 3 or 10, say")
 
     def objective(
         self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress = silent

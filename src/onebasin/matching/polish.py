@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from onebasin.errors import UsageError
+from onebasin.errors import check_counts
 from onebasin.matching.alignment import Alignment, Matcher, StopReason
 from onebasin.matching.best_of import Incumbent
 from onebasin.matching.criterion import Between, Criterion
@@ -46,10 +46,10 @@ class Polish:
     A round sees 32 batches, the next one the next 32. Some are left out of that, half of all and eight at most:
     what is returned has lowered J of these by more than a standard error. Without, polish fits the inputs it sees.
 
-    A round costs five to seven passes over its batches for g and s, and one or less for every trial. It is the last
-    one if none of its trials succeeds, or if J of what was left out has not fallen for three rounds. The history
-    is minus J of what was left out: before, and whenever it fell. `note` tells the counts. When J is not finite at
-    a trial, the run ends; `stop` says so, and `note` on which batch.
+    A round costs five to seven passes over its batches for g and s, and one or less for every trial. It is the last one
+    if none of its trials succeeds, or if J of what was left out has not fallen for three rounds. `Alignment.objective`
+    is minus J of what was left out: before, and whenever it fell. `note` tells the counts. When J is not finite at a
+    trial, the run ends; `stop` says so, and `note` on which batch.
 
     Args:
         criterion: what is lowered. With a loss of one's own, swaps are ranked by their slopes alone.
@@ -66,8 +66,7 @@ class Polish:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise UsageError(f"{self.rounds} rounds", "at least one", "pass rounds=1 or more")
+        check_counts(1, rounds=self.rounds)
 
     def match(
         self,

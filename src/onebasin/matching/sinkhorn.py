@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from onebasin.errors import UsageError
+from onebasin.errors import UsageError, check_counts
 from onebasin.matching.alignment import Alignment, Certificate, Matcher
 from onebasin.matching.assignment import Assignment, solve
 from onebasin.matching.coordinate_descent import CoordinateDescent
@@ -109,7 +109,8 @@ class Sinkhorn:
     descent: CoordinateDescent = field(default_factory=CoordinateDescent)
 
     def __post_init__(self) -> None:
-        self._balance()  # which checks them
+        check_counts(0, steps=self.steps)
+        self._balance()  # which checks the others
 
     def maximise(
         self, objective: Objective, start: Permutation, matcher: Matcher, progress: Progress = silent

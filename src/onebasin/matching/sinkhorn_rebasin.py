@@ -25,7 +25,7 @@ class SinkhornRebasin(LossFollowing):
     taken on the same batch. Returned is the pi with the lowest of these, or the last one; the other is in
     `Alignment.other`. Groups nested under others have a matrix for each pair of units of their parents.
 
-    The history is minus the lowest loss of a pi so far: at the first batch, and after every epoch. Batch norm
+    `Alignment.objective` is minus the lowest loss of a pi so far: at the first batch, and after every epoch. Batch norm
     normalises by the statistics of the batch. When a loss is not finite the run ends; `stop` says so, and `note` at
     which batch.
 

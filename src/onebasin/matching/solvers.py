@@ -31,6 +31,9 @@ def solver_of(choice: SolverName | Solver, descent: CoordinateDescent) -> Solver
         UsageError: no solver has this name.
     """
     if not isinstance(choice, str):
+        if isinstance(choice, type) or not callable(getattr(choice, "maximise", None)):
+            do = "pass a solver with its settings, as FrankWolfe(steps=100)"
+            raise UsageError(f"solver {choice!r:.60}", "a solver, or the name of one", do)
         return choice
     named: dict[str, Solver] = {
         "coordinate-descent": descent,

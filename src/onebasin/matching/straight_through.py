@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
@@ -9,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import nn
 
+from onebasin.errors import UsageError
 from onebasin.functional import BatchLoss
 from onebasin.matching.alignment import Certificate, Matcher, StopReason
 from onebasin.matching.following import LossFollowing, Mover, Place, classification_loss
@@ -29,8 +31,9 @@ class StraightThrough(LossFollowing):
     from the last pi; the loss is taken at (A + pi(B)) / 2, and its gradient, as if pi(B) were T, moves T. Returned is
     the pi with the lowest loss on a batch, or the last one; the other is in `Alignment.other`.
 
-    The history is minus the lowest loss so far: at the first batch, and after every epoch. Batch norm normalises by the
-    statistics of the batch. When a loss is not finite the run ends; `stop` says so, and `note` at which batch.
+    `Alignment.objective` is minus the lowest loss so far: at the first batch, and after every epoch. Batch norm
+    normalises by the statistics of the batch. When a loss is not finite the run ends; `stop` says so, and `note` at
+    which batch.
 
     The defaults are those of the code of ainsworth2023; two later recipes are `StraightThrough.by_adam` and
     `StraightThrough.by_steep_sgd`.
@@ -66,6 +69,12 @@ class StraightThrough(LossFollowing):
     projection: Matcher = field(default_factory=WeightMatching)
     task: ClassVar[str] = "straight-through"
     choices: ClassVar[dict[str, tuple[str, ...]]] = {**LossFollowing.choices, "optimizer": ("sgd", "adam")}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0 <= self.rate < math.inf and 0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
+            got = f"rate={self.rate}, momentum={self.momentum}, weight_decay={self.weight_decay}"
+            raise UsageError(got, "no negative rate or decay, and a momentum below 1", "see the defaults")
 
     @classmethod
     def by_adam(cls, model: nn.Module, batches: Iterable[Any], **settings: Any) -> Self:

@@ -42,6 +42,9 @@ class WeightMatching:
     solver: SolverName | Solver = "coordinate-descent"
     features: FeatureName | Features = "raw"
 
+    def __post_init__(self) -> None:
+        self._solver()  # which checks the settings
+
     def objective(
         self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress = silent
     ) -> Objective:
@@ -50,8 +53,10 @@ class WeightMatching:
 
     def solve(self, objective: Objective, start: Permutation, matcher: Matcher, progress: Progress) -> Alignment:
         """Maximise any objective with the solver chosen here; `matcher` is noted in the result."""
-        descent = CoordinateDescent(self.seed, self.max_sweeps, self.faq_steps)
-        return solver_of(self.solver, descent).maximise(objective, start, matcher, progress)
+        return self._solver().maximise(objective, start, matcher, progress)
+
+    def _solver(self) -> Solver:
+        return solver_of(self.solver, CoordinateDescent(self.seed, self.max_sweeps, self.faq_steps))
 
     def match(
         self,

@@ -119,7 +119,10 @@ def merge(
 
 
 def check_count(models: Sequence[object]) -> None:
-    """Raise `UsageError` if there are fewer than two models."""
+    """Raise `UsageError` if there are fewer than two models, or what was passed is one."""
+    if not isinstance(models, Sequence):
+        do = "pass [params_a, params_b, ...]"
+        raise UsageError(f"a {type(models).__name__} in the place of several models", "a list of params", do)
     if len(models) < 2:
         raise UsageError(f"{len(models)} models to merge", "two or more", "pass [params_a, params_b, ...]")
 

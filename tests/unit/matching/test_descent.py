@@ -204,5 +204,5 @@ def test_a_criterion_that_is_not_finite_ends_the_crossing_with_what_was_kept() -
 
 @pytest.mark.parametrize("name", ["steps", "runs"])
 def test_what_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=f"0 {name}"):
+    with pytest.raises(UsageError, match=f"{name}=0"):
         Descent(Criterion(net(2), INPUTS), gains(), gains(), **{name: 0})

@@ -102,7 +102,7 @@ def test_what_is_refused(name: str) -> None:
         ({"point": "end"}, "end"),
         ({"keep": "first"}, "first"),
         ({"schedule": "steps"}, "steps"),
-        ({"epochs": 0}, "0 epochs"),
+        ({"epochs": 0}, "epochs=0"),
     ):
         with pytest.raises(UsageError, match=said):
             align(spec, a, b, make(name, **settings))

@@ -329,7 +329,7 @@ def test_what_is_refused() -> None:
         (lambda: align(spec, a, b, Polish(Criterion(model(), []))), "no batches"),
         (lambda: align(spec, a, b, Polish(broken)), "criterion of nan"),
         (lambda: align(spec, a, b, BestOf(broken, (WeightMatching(),))), "criterion of nan"),
-        (lambda: Polish(Criterion(model(), inputs()), rounds=0), "0 rounds"),
+        (lambda: Polish(Criterion(model(), inputs()), rounds=0), "rounds=0"),
     ):
         with pytest.raises(UsageError, match=said):
             make()
