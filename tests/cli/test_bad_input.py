@@ -343,7 +343,7 @@ def test_following_a_loss_that_does_not_work(refused: Refused, folder: Path) -> 
         refused(f"{line} --matcher {matcher} --data net.py:images", "--data net.py:images raised RuntimeError")
         refused(f"{line} --matcher {matcher} --data unlabelled.py:given", "a batch is a Tensor", "labels")
     refused(f"{line} --data net.py:batches --matcher straight-through --epochs 0", "epochs=0")
-    refused(f"{given} --matcher best --rounds -1", "-1 rounds")
+    refused(f"{given} --matcher best --rounds -1", "rounds=-1")
 
 
 def test_activation_matching_without_a_model(refused: Refused, run: Run) -> None:
