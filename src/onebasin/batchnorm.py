@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from onebasin.errors import UsageError
+from onebasin.errors import ParamsError, UsageError, listing
 from onebasin.functional import Predict, eval_mode, inputs_of, with_params
 from onebasin.moments import ChannelMoments
-from onebasin.params import Params
+from onebasin.params import TOO_NARROW, Params, check_finite
 from onebasin.progress import Progress, silent
 
 Streams = Mapping[nn.Module, ChannelMoments]
@@ -46,7 +46,8 @@ def recompute_batchnorm(
         not reach (an auxiliary head) keeps its statistics.
 
     Raises:
-        ParamsError: `params` are not those of `model`.
+        ParamsError: `params` are not those of `model`, or statistics are not finite: NaN or infinity in a batch, or an
+            overflow in half precision.
         UsageError: no batches, or a batch with a single value per channel, of which there is no variance.
 
     Source: jordan2023 (reset of batch norm); ainsworth2023, appendix A.3.3.
@@ -57,8 +58,9 @@ def recompute_batchnorm(
     if not moments:
         return dict(params)
     predict = with_params(model, params)
+    streams = {name: moments[layer] for name, layer in model.named_modules() if layer in moments}
     with _recording(model, moments), eval_mode(model, training=moments), torch.no_grad():
-        count = _run(predict, batches, progress)
+        count = _run(predict, batches, streams, progress)
     return _replaced(model, params, moments, count)
 
 
@@ -90,11 +92,24 @@ def _record(name: str, moments: Streams) -> Hook:
     return hook
 
 
-def _run(predict: Predict, batches: Iterable[Any], progress: Progress) -> int:
+def check_measured(streams: Mapping[str, ChannelMoments], batch: int) -> None:
+    """Raise `ParamsError` naming the layers whose statistics are not finite once the batch of this number is in."""
+    # A mean that is not finite leaves no deviation from it finite.
+    bad = [name for name, stream in streams.items() if not torch.isfinite(stream.squares).all()]
+    if bad:
+        raise ParamsError(
+            f"statistics that are not finite from batch {batch} on, of {len(bad)} layers: {listing(bad)}",
+            "finite activations on every batch",
+            "look for NaN or infinity in the inputs, or compute in float32 instead of half precision",
+        )
+
+
+def _run(predict: Predict, batches: Iterable[Any], streams: Mapping[str, ChannelMoments], progress: Progress) -> int:
     done, total = 0, len(batches) if isinstance(batches, Sized) else 0
     for done, batch in enumerate(batches, 1):
         args, kwargs = inputs_of(batch)
         predict(*args, **kwargs)
+        check_measured(streams, done)
         progress("batch norm statistics", done, total)
     if not done:
         raise UsageError(
@@ -104,7 +119,7 @@ def _run(predict: Predict, batches: Iterable[Any], progress: Progress) -> int:
 
 
 def _replaced(model: nn.Module, params: Mapping[str, Tensor], moments: Streams, batches: int) -> Params:
-    result = dict(params)
+    result, changed = dict(params), list[str]()
     # A layer used under several names is one entry of `moments`; each of its names gets the same tensors.
     found = {layer: stream.finalize() for layer, stream in moments.items() if stream.count}
     fresh: dict[tuple[nn.Module, str], Tensor] = {}
@@ -118,4 +133,6 @@ def _replaced(model: nn.Module, params: Mapping[str, Tensor], moments: Streams, 
             name = f"{prefix}.{key}" if prefix else key
             if name in params:
                 result[name] = fresh.setdefault((layer, key), value.to(params[name]))
+                changed.append(name)
+    check_finite({name: result[name] for name in changed}, "recomputed statistics of batch norm", TOO_NARROW)
     return result

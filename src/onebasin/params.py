@@ -11,6 +11,9 @@ from onebasin.errors import ParamsError, listing
 
 Params = dict[str, Tensor]
 TensorMap = Callable[[str, Tensor], Tensor]
+# What to do about values that are not finite: in weights as they were given, and in computed ones.
+DIVERGED = "take a checkpoint from before the training diverged, or repair these tensors"
+TOO_NARROW = "convert the checkpoints to float32: such values do not fit into half precision"
 
 
 def params_of(model: nn.Module) -> Params:
@@ -76,14 +79,14 @@ def check_shapes(
         )
 
 
-def check_finite(params: Mapping[str, Tensor], what: str = "params") -> None:
-    """Raise `ParamsError` naming every tensor of `params` that holds NaN or infinity."""
+def check_finite(params: Mapping[str, Tensor], what: str = "params", do: str = DIVERGED) -> None:
+    """Raise `ParamsError` naming every tensor of `params` that holds NaN or infinity, and saying what to `do`."""
     bad = [name for name, tensor in params.items() if tensor.is_floating_point() and not _all_finite(tensor)]
     if bad:
         raise ParamsError(
             f"{what} hold values that are not finite, in {len(bad)} tensors: {listing(bad)}",
             "finite numbers only",
-            "take a checkpoint from before the training diverged, or repair these tensors",
+            do,
         )
 
 

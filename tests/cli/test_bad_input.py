@@ -18,9 +18,24 @@ from user import Ran, files
 from onebasin.checkpoints import load
 from onebasin.cli.main import main
 from onebasin.cli.merge import METHODS
+from onebasin.cli.resolve import load_model
 
 Run = Callable[[str], Ran]
 MODEL = "--model net.py:build --inputs 5x3"
+
+MASKED = """
+import torch
+from torch import nn
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 11), nn.ReLU(), nn.Linear(11, 2))
+        self.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1))
+
+    def forward(self, x):
+        return (self.net(x)[:, None] + self.mask).softmax(-1).mean(1)
+"""
 
 
 @pytest.fixture
@@ -66,6 +81,32 @@ def test_models_of_another_architecture(refused: Refused) -> None:
 def test_values_that_are_not_finite(value: float, refused: Refused, folder: Path) -> None:
     change(folder / "bad.pt", **{"2_bias": torch.full((7,), value)})
     refused(f"align a.pt bad.pt {MODEL} --out new", "not finite", "2.bias", "bad.pt")
+
+
+def test_inputs_that_are_not_finite(refused: Refused, folder: Path) -> None:
+    more = "\ndef bad():\n    return [IMAGES, IMAGES * float('nan')]\n"
+    (folder / "net.py").write_text((folder / "net.py").read_text() + more)
+    line = "merge ca.pt cb.pt --model net.py:convnet --inputs 3x2x5x5 --data net.py:bad --out o.pt"
+    refused(f"{line} --recompute-batchnorm", "not finite from batch 2 on, of 1 layers: 1")
+    refused(f"{line} --repair", "not finite from batch 2 on, of 2 layers: 0, 1")
+
+
+def test_weights_that_are_not_finite_are_never_written(refused: Refused, run: Run, folder: Path) -> None:
+    for name in ("a.pt", "b.safetensors"):
+        torch.save({key: tensor.half() for key, tensor in load(folder / name).items()}, folder / f"half-{name[0]}.pt")
+    line = f"merge half-a.pt half-b.pt {MODEL} --out o.pt"
+    words = "the weights to be written hold values that are not finite, in 6 tensors: 0.weight,"
+    refused(f"{line} --weights 1000001 --weights -1000000", words)
+    assert run(line).status == 0
+
+
+def test_buffers_that_are_infinite_on_purpose_are_written(run: Run, folder: Path) -> None:
+    (folder / "masked.py").write_text(MASKED)
+    for number in range(2):
+        torch.save(load_model("masked.py:Masked").state_dict(), folder / f"m{number}.pt")
+    for verb in ("align", "merge"):
+        assert run(f"{verb} m0.pt m1.pt --model masked.py:Masked --inputs 5x3 --out {verb}.pt").status == 0
+        assert torch.equal(load(folder / f"{verb}.pt")["mask"], load(folder / "m0.pt")["mask"])
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool])

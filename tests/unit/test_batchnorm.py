@@ -204,3 +204,24 @@ def test_no_batches_are_refused() -> None:
 def test_params_of_another_model_are_refused() -> None:
     with pytest.raises(ParamsError, match="missing"):
         recompute_batchnorm(conv_net(), {}, [images()])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_statistics_that_are_not_finite_are_refused(value: float) -> None:
+    model, data = conv_net(), images()
+    data[13, 1, 2, 2] = value
+    with pytest.raises(ParamsError, match="not finite from batch 2 on, of 3 layers: 0, 2, 7"):
+        recompute_batchnorm(model, params_of(model), data.split(11))
+    recompute_batchnorm(model, params_of(model), data[:13].split(11))
+
+
+def test_a_layer_that_overflows_is_named_and_what_half_precision_cannot_hold_too() -> None:
+    model = conv_net()
+    broken = clone(params_of(model))
+    broken["1.bias"][3] = 1e200
+    with pytest.raises(ParamsError, match="not finite from batch 1 on, of 1 layers: 2"):
+        recompute_batchnorm(model, broken, [images()])
+    model, wide = nn.Sequential(nn.BatchNorm1d(3)), torch.randn(31, 3) * 1000  # a variance of a million
+    recompute_batchnorm(model, params_of(model), [wide])
+    with pytest.raises(ParamsError, match=r"batch norm hold values that are not finite, in 1 tensors: 0.running_var"):
+        recompute_batchnorm(model.half(), params_of(model), [wide.half()])

@@ -18,10 +18,11 @@ from onebasin.cli.terminal import note
 from onebasin.cli.writing import check_targets
 from onebasin.errors import UsageError
 from onebasin.matching import WeightMatching
+from onebasin.matching.align import check_numbers
 from onebasin.matching.features import FeatureName
 from onebasin.matching.solvers import SolverName
-from onebasin.params import Params, check_finite, check_real, check_shapes, map_tensors, params_of
-from onebasin.spec import STATISTICS, PermutationSpec
+from onebasin.params import Params, check_real, check_shapes, map_tensors, params_of
+from onebasin.spec import PermutationSpec
 from onebasin.symmetry.discover import permutation_spec
 from onebasin.symmetry.export import ExampleInputs
 from onebasin.symmetry.prove import prove
@@ -164,9 +165,7 @@ def read_for(spec: PermutationSpec, path: Path) -> Checkpoint:
     params = _with_ties(found.params, spec)
     check_shapes(params, spec.shapes, str(path))
     check_real(params, spec.matched, str(path))
-    # Other buffers may hold infinities on purpose (attention masks).
-    numbers = {name for name in params if name not in spec.buffers or name.rpartition(".")[2] in STATISTICS}
-    check_finite({name: params[name] for name in params if name in numbers}, str(path))
+    check_numbers(spec, params, str(path))
     return Checkpoint(path, params, found.metadata, found.notes, found.files)
 
 

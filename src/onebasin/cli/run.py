@@ -15,11 +15,13 @@ from onebasin.cli.options import Output
 from onebasin.cli.terminal import COMMAND, Outcome
 from onebasin.cli.writing import sources, write_weights
 from onebasin.matching import Alignment, StopReason
+from onebasin.matching.align import check_numbers
 from onebasin.params import Params
 from onebasin.report.record import dumps, record
 from onebasin.spec import PermutationSpec
 
 RECORD = "record.json"
+OVERFLOWN = "look at --weights, or convert checkpoints of half precision to float32; nothing was written"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,12 @@ class Run:
     def write(
         self, params: Params, results: dict[str, Any], companions: Path, view: Iterable[RenderableType], **texts: str
     ) -> Outcome:
-        """Write weights, their documents (name -> JSON text) and the record of this run, and return its outcome."""
+        """Write weights, their documents (name -> JSON text) and the record of this run, and return its outcome.
+
+        Raises:
+            ParamsError: weights or running statistics are not finite: no verb reads such weights.
+        """
+        check_numbers(self.spec, params, "the weights to be written", OVERFLOWN)
         entry = self.record(results)
         made_by = {key: entry[key] for key in ("command", "settings")} | {"sources": entry["results"]["sources"]}
         documents = {f"{name}.json": text for name, text in texts.items()} | {RECORD: dumps(entry)}

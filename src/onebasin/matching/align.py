@@ -10,7 +10,7 @@ from torch import Tensor
 from onebasin.errors import SpecError, UsageError
 from onebasin.matching.alignment import Alignment, Matcher
 from onebasin.matching.weight import WeightMatching
-from onebasin.params import check_finite, check_real, check_shapes
+from onebasin.params import DIVERGED, check_finite, check_real, check_shapes
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
 from onebasin.spec import STATISTICS, PermutationSpec
@@ -69,12 +69,17 @@ def align(
     for params, what in ((params_a, "the reference"), (params_b, "the moved model")):
         check_shapes(params, spec.shapes, what)
         check_real(params, spec.matched, what)
-        # Other buffers may hold infinities on purpose (attention masks).
-        numbers = [name for name in params if name not in spec.buffers or name.rpartition(".")[2] in STATISTICS]
-        check_finite({name: params[name] for name in numbers}, what)
+        check_numbers(spec, params, what)
     if start is not None and start.spec != spec:
         raise SpecError(
             "a start for another spec", "a permutation of the spec given", "build it with Permutation(spec, ...)"
         )
     first = Permutation.identity(spec) if start is None else start
     return method.match(spec, dict(params_a), dict(params_b), first, progress)
+
+
+def check_numbers(spec: PermutationSpec, params: Mapping[str, Tensor], what: str, do: str = DIVERGED) -> None:
+    """Raise `ParamsError` if parameters or running statistics are not finite, all named, and say what to `do`."""
+    # Other buffers may hold infinities on purpose (attention masks).
+    numbers = [name for name in params if name not in spec.buffers or name.rpartition(".")[2] in STATISTICS]
+    check_finite({name: params[name] for name in numbers}, what, do)

@@ -14,13 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from onebasin import layout
-from onebasin.batchnorm import recompute_batchnorm, tracking_layers
+from onebasin.batchnorm import check_measured, recompute_batchnorm, tracking_layers
 from onebasin.errors import UsageError
 from onebasin.functional import check_repeatable, eval_mode, inputs_of, with_params
 from onebasin.interpolate import mean, shares_of
 from onebasin.layout import Axes
 from onebasin.moments import ChannelMoments, ChannelStatistics
-from onebasin.params import Params, check_shapes, compute_dtype, params_of
+from onebasin.params import TOO_NARROW, Params, check_finite, check_shapes, compute_dtype, params_of
 from onebasin.progress import Progress, silent
 from onebasin.spec import PermutationSpec
 
@@ -68,7 +68,7 @@ def repair(
 
     Raises:
         UsageError: no batches, batches that can be read only once, or weights that do not fit.
-        ParamsError: model, spec and params do not fit each other.
+        ParamsError: model, spec and params do not fit each other; or statistics or repaired weights are not finite.
 
     Source: jordan2023, sections 3 and 4.
     Differs: no batch norm is inserted and fused; biases are needed, and layers without are left alone; norms that are
@@ -125,6 +125,8 @@ class Repairs:
         result = dict(merged)
         for name in self.layers:
             _fold(result, name, own[name], goals[name])
+        folded = {key: tensor for key, tensor in result.items() if key.rpartition(".")[0] in self.layers}
+        check_finite(folded, "repaired weights", TOO_NARROW)
         return result
 
 
@@ -247,6 +249,7 @@ def _measured(
             args, kwargs = inputs_of(batch)
             predict(*args, **kwargs)
             done += 1
+            check_measured(streams, done)
             told()
     if not done:
         raise UsageError("no batches", "at least one batch of inputs", "pass a list or a DataLoader")

@@ -255,3 +255,27 @@ def test_wrong_batches_are_refused() -> None:
         repair(convnet(), spec, mean(ends), ends, [inputs])
     with pytest.raises(UsageError, match="2 models and the weights"):
         repair(model, spec, mean(ends), ends, [inputs], [1.0])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("make", "shape", "count"), [(mlp, (3,), 3), (normed, (2, 7, 5), 4)])
+def test_statistics_that_are_not_finite_are_refused(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], count: int, value: float
+) -> None:
+    model, spec, ends, inputs = net(make, *shape)
+    inputs[13, 0] = value
+    with pytest.raises(ParamsError, match=f"not finite from batch 2 on, of {count} layers: "):
+        repair(model, spec, mean(ends), ends, inputs.split(11))
+    repair(model, spec, mean(ends), ends, inputs[:11].split(11))
+
+
+def test_weights_that_half_precision_cannot_hold_are_refused() -> None:
+    model, spec, ends, inputs = net(mlp, 3)
+    ends = [{name: tensor.half() for name, tensor in end.items()} for end in ends]
+    merged, inputs = mean(ends), inputs.half()
+    merged["0.weight"] *= 0.1
+    repair(model.half(), spec, merged, ends, [inputs])
+    inputs[:, 0] = 0  # so that it does not matter what this is multiplied with
+    merged["0.weight"][:, 0] = 60000
+    with pytest.raises(ParamsError, match=r"repaired weights hold .* not finite, in 1 tensors: 0.weight"):
+        repair(model, spec, merged, ends, [inputs])
