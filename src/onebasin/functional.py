@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from onebasin.errors import UsageError, listing
 from onebasin.params import check_shapes, compute_dtype, params_of
@@ -88,6 +89,12 @@ def inputs_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, tuple | list) and inputs is not batch:
         return tuple(inputs), {}
     raise _no_batch(batch, "a tensor, (inputs, labels), or a dict of keyword inputs")
+
+
+def empty_shapes(inputs: Any) -> str:
+    """Return the shapes of the tensors in `inputs` that have no elements; "" if there are none."""
+    leaves = tree_leaves(inputs)
+    return listing(str(tuple(leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor) and not leaf.numel())
 
 
 def labels_of(batch: Any) -> Tensor:

@@ -218,6 +218,8 @@ def test_a_factory_that_does_not_work(model: str, words: tuple[str, ...], refuse
     [
         ("5x4", ("rejects its example inputs", "(5, 4)")),
         ("5x3 --inputs 5x3", ("rejects its example inputs",)),
+        ("0x3", ("--inputs 0x3", "no elements", "(0, 3)", "a batch of 2 or more")),
+        ("net.py:nobody", ("--inputs net.py:nobody", "(0, 3)")),
         ("5xq", ("5xq", "2x3x32x32")),
         ("5x3:int65", ("5x3:int65",)),
         ("x=5x3 --inputs 5x1", ("all of them with a name or none",)),

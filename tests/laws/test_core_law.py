@@ -13,7 +13,7 @@ from models.plain import mlp
 from specs import handwritten
 from torch import nn
 
-from onebasin.errors import ProofError
+from onebasin.errors import ProofError, UsageError
 from onebasin.layout import Axis, Leaf, Product
 from onebasin.params import Params, params_of
 from onebasin.permutation import Permutation
@@ -140,6 +140,43 @@ def test_the_proof_refuses_outputs_that_turn_into_nan() -> None:
     model = RootOfDifference()
     with pytest.raises(ProofError):
         prove(model, handwritten(params_of(model), {"large": ("a",)}), (torch.ones(2, 3),))
+
+
+class Rows(nn.Module):
+    """Gives only some rows of what its layers make of the inputs, and all rows too if `whole`."""
+
+    def __init__(self, rows: int, whole: bool = False) -> None:
+        super().__init__()
+        self.layers, self.rows, self.whole = mlp((3, 5, 2)), rows, whole
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.layers(x)
+        return (y[: self.rows], y) if self.whole else (y[: self.rows],)
+
+
+HALF_A_GROUP = {"layers.0.weight": ("a", None), "layers.0.bias": ("a",)}
+
+
+def test_nothing_is_proved_on_empty_inputs() -> None:
+    model = Rows(2)
+    for inputs in ((torch.ones(0, 3),), {"x": torch.ones(0, 3)}, torch.ones(2, 0)):
+        with pytest.raises(UsageError, match=r"inputs without elements, of shape \((0, 3|2, 0)\)"):
+            prove(model, handwritten(params_of(model), HALF_A_GROUP), inputs)
+
+
+def test_nothing_is_proved_by_outputs_without_an_element() -> None:
+    for model, outputs, why in ((Rows(0), None, r"of shape \(0, 2\)"), (Rows(2), (), "none are to be preserved")):
+        for axes in (HALF_A_GROUP, {**HALF_A_GROUP, "layers.2.weight": (None, "a")}):
+            with pytest.raises(ProofError, match=why):
+                prove(model, handwritten(params_of(model), axes), (torch.ones(2, 3),), outputs=outputs)
+
+
+def test_an_empty_output_beside_others_does_not_hinder_the_proof() -> None:
+    model = Rows(0, whole=True)
+    right = handwritten(params_of(model), {**HALF_A_GROUP, "layers.2.weight": (None, "a")})
+    assert prove(model, right, (torch.ones(2, 3),)) < 1e-10
+    with pytest.raises(ProofError, match="on their own: a"):
+        prove(model, handwritten(params_of(model), HALF_A_GROUP), (torch.ones(2, 3),))
 
 
 def test_discovery_leaves_the_model_as_it_was() -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from onebasin.errors import OneBasinError, UsageError, listing
+from onebasin.functional import empty_shapes
 
 T = TypeVar("T")
 SHAPE = re.compile(r"(?:(?P<name>\w+)=)?(?P<sizes>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
@@ -70,8 +71,16 @@ def load_inputs(words: Sequence[str]) -> tuple[Any, ...] | dict[str, Any]:
     Floating-point inputs are standard normal, integers 0 or 1 (valid for any vocabulary), with a fixed seed.
 
     Raises:
-        UsageError: a word of another form, names for some inputs only, or a callable that fails.
+        UsageError: a word of another form, names for some inputs only, a callable that fails, or an axis of size 0.
     """
+    given = _inputs(words)
+    if empty := empty_shapes(given):
+        got = f"--inputs {listing(words)}: no elements in an input of shape {empty}"
+        raise UsageError(got, "axes of size 1 or more", "use a batch of 2 or more")
+    return given
+
+
+def _inputs(words: Sequence[str]) -> tuple[Any, ...] | dict[str, Any]:
     matches = [SHAPE.fullmatch(word) for word in words]
     if len(words) == 1 and matches[0] is None and ":" in words[0]:
         given = guarded(_called(load_object(words[0], "--inputs"), words[0]), f"--inputs {words[0]}")

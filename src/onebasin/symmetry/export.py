@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from onebasin.errors import DiscoveryError, UsageError, listing
-from onebasin.functional import eval_mode
+from onebasin.functional import empty_shapes, eval_mode
 
 ExampleInputs = tuple[Any, ...] | Mapping[str, Any] | Tensor
 TORCH = Path(torch.__file__).parent
@@ -55,11 +55,15 @@ def export(model: nn.Module, example_inputs: ExampleInputs, outputs: Outputs = N
     """Trace `model` in eval mode; the model is left as it was.
 
     Raises:
+        UsageError: this is no model, or an input has an axis of size 0.
         DiscoveryError: the model rejects the inputs, or torch.export cannot trace it (with the construct and line).
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"a {type(model).__name__} as model", "a torch.nn.Module", "build the model first")
     args, kwargs = _split(example_inputs)
+    if empty := empty_shapes((args, kwargs)):  # on nothing every permutation leaves the outputs as they are
+        got = f"inputs without elements, of shape {empty}"
+        raise UsageError(got, "axes of size 1 or more", "use a batch of 2 or more")
     with eval_mode(model), torch.no_grad():
         program = _trace(model, args, kwargs)
     return wrap(program, (args, kwargs), outputs)

@@ -34,7 +34,8 @@ def prove(
         The largest difference of an output, relative to the largest output.
 
     Raises:
-        ProofError: the function changes; names the groups that change it on their own.
+        ProofError: the function changes (names the groups that change it on their own), or no output has an element
+            that could be compared.
         DiscoveryError: the model cannot be traced.
     """
     exported = export(model, example_inputs, outputs)
@@ -100,6 +101,8 @@ class Trial:
         for draw in (_drawn, _perturbed):
             self.params = _tied({name: draw(name, value, spec, self.generator) for name, value in given.items()}, spec)
             self.outputs = self.function(self.params, self.inputs)
+            if not any(value.numel() for value in self.outputs):
+                raise _nothing_to_compare(self.outputs)
             if all(torch.isfinite(value).all() for value in self.outputs):
                 return
         raise ProofError(
@@ -120,6 +123,15 @@ class Trial:
         permutation = Permutation(self.spec, source)
         moved = {name: permutation.move(value, self.spec.tensors[name]) for name, value in self.params.items()}
         return _largest_difference(self.outputs, self.function(_tied(moved, self.spec), self.inputs))
+
+
+def _nothing_to_compare(outputs: Sequence[Tensor]) -> ProofError:
+    shapes = listing(str(tuple(value.shape)) for value in outputs)
+    return ProofError(
+        f"outputs without a single element: {f'of shape {shapes}' if shapes else 'none are to be preserved'}",
+        "at least one element, without which nothing can be compared",
+        "pass example inputs for which the model gives something, and name outputs that hold something",
+    )
 
 
 def frozen(spec: PermutationSpec, groups: set[str], why: str) -> PermutationSpec:
