@@ -27,6 +27,9 @@ DIRECTORY_FILES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
+# What torch.load raises for files it cannot read: OSError if a cut makes it seek to before the file begins. `_read_file`
+# has opened the file before, so that it can be read at all.
+TORCH_ERRORS = (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, IndexError, OSError)
 DAMAGED = "copy or download it again: the file is damaged or was cut off"
 
 
@@ -153,7 +156,7 @@ def _read_safetensors(file: Path) -> tuple[Params, dict[str, str]]:
 def _read_torch(file: Path) -> tuple[Any, dict[str, str]]:
     try:
         data = _torch_load(file)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, IndexError) as error:
+    except TORCH_ERRORS as error:
         raise _torch_error(file, error) from None
     metadata = getattr(data, "onebasin", {})
     return data, dict(metadata) if isinstance(metadata, Mapping) else {}
@@ -189,18 +192,22 @@ def _torch_error(file: Path, error: Exception) -> CheckpointError:
             "a state dict (name -> tensor)",
             "torch.save(torch.jit.load(FILE).state_dict(), PATH)",
         )
-    reason = (
-        str(error).split(". ")[0] if isinstance(error, RuntimeError) else f"not written by torch.save ({error!r:.60})"
-    )
     return CheckpointError(
-        f"{file} is damaged: {reason}", "a complete PyTorch or safetensors file", f"{DAMAGED}; or {save}"
+        f"{file} is damaged: {_reason(error)}", "a complete PyTorch or safetensors file", f"{DAMAGED}; or {save}"
     )
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong with a file that torch cannot read."""
+    if isinstance(error, OSError):
+        return f"it cannot be read to its end ({error.strerror})"
+    return str(error).split(". ")[0] if isinstance(error, RuntimeError) else f"not written by torch.save ({error!r:.60})"
 
 
 def _unsafe_globals(file: Path, error: Exception) -> list[str]:
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    except (ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError):
+    except TORCH_ERRORS:
         # Not a zip archive: then only the first offender is known, from the message.
         return re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
 

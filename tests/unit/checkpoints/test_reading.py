@@ -168,6 +168,15 @@ def test_truncated_files_are_refused(suffix: str, left: int, tmp_path: Path) -> 
     refused(cut, "is damaged", "download it again")
 
 
+@pytest.mark.parametrize("left", [3000, 4099, 5000, 8000, 12000, 15000, 20000])
+def test_files_of_some_kilobytes_that_are_cut_anywhere_are_refused(left: int, tmp_path: Path) -> None:
+    torch.save({f"layer{number}.weight": torch.ones(16, 16) for number in range(16)}, tmp_path / "whole.pt")
+    content = (tmp_path / "whole.pt").read_bytes()
+    assert len(content) > 20000
+    (tmp_path / "cut.pt").write_bytes(content[:left])
+    refused(tmp_path / "cut.pt", "is damaged", "download it again")
+
+
 @pytest.mark.parametrize("content", [b"hello", b"\x80\x04\x95 no pickle", b"PK\x03\x04 no zip", b"\x80\x02]q\x00."])
 def test_files_of_another_kind_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(content)
