@@ -27,8 +27,8 @@ DIRECTORY_FILES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
-# What torch.load raises for files it cannot read: OSError if a cut makes it seek to before the file begins. `_read_file`
-# has opened the file before, so that it can be read at all.
+# What torch.load raises for files it cannot read: OSError if a cut makes it seek to before the file begins. A file that
+# cannot be opened at all has been told by then.
 TORCH_ERRORS = (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, IndexError, OSError)
 DAMAGED = "copy or download it again: the file is damaged or was cut off"
 
@@ -201,7 +201,9 @@ def _reason(error: Exception) -> str:
     """Return what is wrong with a file that torch cannot read."""
     if isinstance(error, OSError):
         return f"it cannot be read to its end ({error.strerror})"
-    return str(error).split(". ")[0] if isinstance(error, RuntimeError) else f"not written by torch.save ({error!r:.60})"
+    if isinstance(error, RuntimeError):
+        return str(error).split(". ")[0]
+    return f"not written by torch.save ({error!r:.60})"
 
 
 def _unsafe_globals(file: Path, error: Exception) -> list[str]:
