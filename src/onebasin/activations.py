@@ -17,7 +17,7 @@ from onebasin.errors import ParamsError, SpecError, UsageError, listing
 from onebasin.functional import check_repeatable
 from onebasin.layout import Axes
 from onebasin.moments import CrossMoments, CrossStatistics
-from onebasin.params import Params, check_shapes, compute_dtype
+from onebasin.params import Params, check_shapes, compute_dtype, in_dtypes_of, params_of
 from onebasin.progress import Progress, silent
 from onebasin.reading import Readers
 from onebasin.spec import PermutationSpec
@@ -59,7 +59,8 @@ class ActivationMoments:
         for params, what in ((params_a, "the reference"), (params_b, "the other network")):
             check_shapes(params, spec.shapes, what)
         self.spec = spec
-        self.params = (params_a, params_b)
+        own = params_of(model)
+        self.params = (in_dtypes_of(own, params_a), in_dtypes_of(own, params_b))
         self.batches = 0
         self.streams: dict[str, CrossMoments] = {}
         self._readers = Readers(model, outputs, lambda traced: _Reader(Taps.of(model, spec, traced, outputs)))

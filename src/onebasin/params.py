@@ -48,6 +48,16 @@ def map_tensors(params: Mapping[str, Tensor], function: TensorMap) -> Params:
     return result
 
 
+def in_dtypes_of(own: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Params:
+    """Return `params` in the floating-point types of `own`, name by name; nothing is copied that has its type."""
+    return map_tensors(params, lambda name, tensor: in_dtype_of(own[name], tensor) if name in own else tensor)
+
+
+def in_dtype_of(own: Tensor, tensor: Tensor) -> Tensor:
+    """Return `tensor` in the floating-point type of `own`; as it is, if one of the two is of another kind."""
+    return tensor.to(own.dtype) if own.is_floating_point() and tensor.is_floating_point() else tensor
+
+
 def check_shapes(
     params: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], what: str = "params", owner: str = "the spec"
 ) -> None:

@@ -324,3 +324,14 @@ def test_what_cannot_be_measured_is_refused() -> None:
         Activations(model, [*batches, batches[0] / 0])(spec, a, b)
     with pytest.raises(SpecError, match="another spec"):
         ActivationMoments(model, spec, a, b).merge(stream_of(case("mlp3")))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_in_half_precision_are_measured_as_their_float32_copies(dtype: torch.dtype) -> None:
+    _, spec, *both, _ = net(plain_mlp, 3)
+    model, batch = plain_mlp(), torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    halves = [{name: tensor.to(dtype) for name, tensor in one.items()} for one in both]
+    wide = [{name: tensor.float() for name, tensor in one.items()} for one in halves]
+    found, expected = (Activations(model, [batch])(spec, *pair) for pair in (halves, wide))
+    for group, statistics in expected.items():
+        assert torch.equal(found[group].covariance, statistics.covariance)

@@ -144,6 +144,18 @@ def test_only_statistics_are_replaced_and_their_dtype_stays() -> None:
     assert all(found[name].dtype == params[name].dtype for name in params)
 
 
+def test_statistics_of_params_in_half_precision_are_those_of_their_float32_copies() -> None:
+    model = conv_net().float()
+    half = {
+        name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in params_of(model).items()
+    }
+    found = recompute_batchnorm(model, half, [images().float()])
+    wide = recompute_batchnorm(
+        model, {name: tensor.to(params_of(model)[name]) for name, tensor in half.items()}, [images().float()]
+    )
+    assert_same(found, {name: tensor.to(half[name].dtype) for name, tensor in wide.items()})
+
+
 def test_a_model_without_batch_norm_gets_its_params_back_unread() -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.BatchNorm1d(5, track_running_stats=False))
     params = params_of(model)

@@ -48,6 +48,21 @@ def test_tied_weights_that_were_stored_twice_are_one() -> None:
     assert model.calls.item() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_model_computes_in_its_own_types_whatever_those_of_the_weights(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)).eval(), torch.randn(7, 3)
+    other = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)).to(dtype).eval()
+    params = params_of(other)
+    found = with_params(model, params)(batch)
+    torch.testing.assert_close(found, other.float()(batch), rtol=0, atol=0)
+    assert all(tensor.dtype in (dtype, torch.int64) for tensor in params.values())
+    leaf = params["0.weight"].clone().requires_grad_()
+    with_params(model, {**params, "0.weight": leaf})(batch).square().sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.dtype == dtype
+
+
 def test_params_of_another_model_are_refused() -> None:
     with pytest.raises(ParamsError, match="do not fit the model: 1 missing: bias; 1 misshapen: weight"):
         with_params(nn.Linear(3, 5), {"weight": torch.ones(3, 5)})

@@ -25,8 +25,8 @@ from onebasin.cli.options import (
     MatchingFlags,
     OutputFlags,
     has_batchnorm,
-    on_device_of,
     read_for,
+    ready_for,
 )
 from onebasin.cli.resolve import load_batches, load_callable
 from onebasin.cli.run import RECORD, Run, finished, wrote
@@ -138,7 +138,7 @@ def analyze(
     run = Run(spec, [read_for(spec, path) for path in models], settings, output)
     if output.dry_run:
         return run.plan()
-    weights = [found.params if module is None else on_device_of(module, found.params) for found in run.models]
+    weights = [found.params if module is None else ready_for(module, found.params) for found in run.models]
     reference, others = weights[0], dict(zip(names(len(models))[1:], weights[1:], strict=True))
     with progress_bars() as progress:
         pairs: dict[str, Pair] = {}

@@ -22,8 +22,8 @@ from onebasin.cli.options import (
     ArchitectureFlags,
     MatchingFlags,
     OutputFlags,
-    on_device_of,
     read_for,
+    ready_for,
 )
 from onebasin.cli.run import RECORD, Run, finished, wrote
 from onebasin.cli.terminal import Outcome, progress_bars
@@ -88,7 +88,7 @@ def barrier(
     run = Run(spec, (read_for(spec, a), read_for(spec, b)), settings, output)
     if output.dry_run:
         return run.plan()
-    reference, moved = (on_device_of(line.model, model.params) for model in run.models)
+    reference, moved = (ready_for(line.model, model.params) for model in run.models)
     with progress_bars() as progress:
         found = None if given else finished(align(spec, reference, moved, matcher, progress=progress))
         chosen = given if found is None else found.permutation

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from onebasin.activations import Activations
 from onebasin.best import Best
-from onebasin.cli.options import Architecture, Matching, on_device_of
+from onebasin.cli.options import Architecture, Matching, ready_for
 from onebasin.cli.resolve import guarded, load_batches, load_callable
 from onebasin.errors import UsageError
 from onebasin.functional import BatchLoss, Predict, labels_of, logits_of
@@ -198,7 +198,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class OnModel:
-    """A matcher that runs a model: params are brought to where that computes, and what fails is told with its place."""
+    """A matcher that runs a model: params are made ready for it, and what fails is told with its place."""
 
     matcher: Matcher
     model: nn.Module
@@ -219,7 +219,7 @@ class OnModel:
         progress: Progress = silent,
     ) -> Alignment:
         """Match as the matcher does."""
-        a, b = (on_device_of(self.model, params) for params in (params_a, params_b))
+        a, b = (ready_for(self.model, params) for params in (params_a, params_b))
         return guarded(lambda: self.matcher.match(spec, a, b, start, progress), self.what, self.batches)
 
 

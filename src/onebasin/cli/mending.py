@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from torch import Tensor, nn
 
 from onebasin.batchnorm import recompute_batchnorm
-from onebasin.cli.options import has_batchnorm, on_device_of
+from onebasin.cli.options import has_batchnorm, ready_for
 from onebasin.cli.resolve import guarded, load_batches
 from onebasin.cli.terminal import note
 from onebasin.errors import UsageError
@@ -81,7 +81,7 @@ class Tools:
         batches = self.batches
         if batches is None:
             return dict(merged), {}
-        params = on_device_of(model, dict(merged))
+        params = ready_for(model, dict(merged))
         if not self.repair:
             return guarded(lambda: recompute_batchnorm(model, params, batches, progress), self.what, batches), {}
         return guarded(lambda: repair(model, spec, params, ends, batches, weights, progress), self.what, batches)
@@ -102,7 +102,7 @@ class Tools:
                 last[:] = [(b, guarded(lambda: Repairs(model, spec, [a, b], batches), self.what, batches))]
             repairs = last[0][1]
             left.update(repairs.left)
-            params = on_device_of(model, plain)
+            params = ready_for(model, plain)
             return guarded(lambda: repairs.of(params, [1 - lam, lam]), self.what, batches)
 
         return between if self.repair else lerp

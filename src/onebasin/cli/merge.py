@@ -18,8 +18,8 @@ from onebasin.cli.options import (
     ArchitectureFlags,
     MatchingFlags,
     OutputFlags,
-    on_device_of,
     read_for,
+    ready_for,
 )
 from onebasin.cli.run import RECORD, Run
 from onebasin.cli.terminal import Outcome, labels, progress_bars
@@ -30,6 +30,7 @@ from onebasin.merging import merge as combine
 from onebasin.merging.many import MAX_ROUNDS
 from onebasin.merging.merge import Moved
 from onebasin.merging.repair import check_weights
+from onebasin.params import in_dtypes_of
 from onebasin.report.tables import alignment_table
 
 METHODS: dict[str, Callable[..., Merge]] = {"reference": combine, "many": merge_many, "universe": merge_universe}
@@ -84,7 +85,7 @@ def merge(
         return run.plan()
     with progress_bars() as progress:
         weighted = weights or None
-        loaded = [m.params if module is None else on_device_of(module, m.params) for m in run.models]
+        loaded = [m.params if module is None else ready_for(module, m.params) for m in run.models]
         merged = METHODS[method](spec, loaded, matcher, weights=weighted, progress=progress, **how)
         params, left, cut = merged.params, dict[str, str](), False
         if module is not None:
@@ -93,6 +94,7 @@ def merge(
                 params, left = tools.mend(module, spec, params, ends, weighted, progress)
             except KeyboardInterrupt:
                 cut = True
+    params = in_dtypes_of(run.models[0].params, params)  # the model may have needed them in others
     tools.remark(spec, "averaged")
     left_alone(left)
     called = labels(models)
