@@ -82,8 +82,15 @@ def inputs_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional and the keyword inputs in `batch`.
 
     Raises:
-        UsageError: `batch` is not of the three kinds that this module names.
+        UsageError: `batch` is not of the three kinds that this module names, or an input in it has no elements.
     """
+    args, kwargs = _split(batch)
+    if empty := empty_shapes((args, kwargs)):
+        raise UsageError(f"a batch without samples: inputs of shape {empty}", "at least one sample", "leave it out")
+    return args, kwargs
+
+
+def _split(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     inputs = batch[0] if isinstance(batch, tuple | list) and len(batch) in (1, 2) else batch
     if isinstance(inputs, Tensor):
         return (inputs,), {}

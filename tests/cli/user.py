@@ -81,6 +81,9 @@ def images():
     yield IMAGES[:6]
     yield IMAGES[6:]
 
+def no_images():
+    return [IMAGES[:0]]
+
 def batches():
     return [(X[:11], Y[:11]), (X[11:], Y[11:])]
 

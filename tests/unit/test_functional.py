@@ -107,6 +107,12 @@ def test_other_batches_are_refused(batch: Any) -> None:
         inputs_of(batch)
 
 
+@pytest.mark.parametrize("batch", [X[:0], (X[:0], Y[:0]), {"x": X, "mask": X[:, :0]}, ({"x": X[:0]}, Y)])
+def test_batches_without_samples_are_refused(batch: Any) -> None:
+    with pytest.raises(UsageError, match=r"a batch without samples: inputs of shape \((0, 3|2, 0)\)"):
+        inputs_of(batch)
+
+
 @pytest.mark.parametrize("batch", [X, (X,), {"x": X}, (X, [0, 1])])
 def test_batches_without_labels_are_refused(batch: Any) -> None:
     with pytest.raises(UsageError, match="labels"):
