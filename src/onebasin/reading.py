@@ -13,6 +13,7 @@ from onebasin.functional import inputs_of
 from onebasin.symmetry.export import Exported, Outputs, export
 
 T = TypeVar("T")
+CORRECT_BATCHES = "give batches whose inputs have the number, shapes and dtypes that the model takes"
 
 
 class Readers(Generic[T]):
@@ -39,7 +40,7 @@ class Readers(Generic[T]):
         key = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in flat)
         if key not in self._made:
             try:
-                exported = export(self.model, kwargs or args, self.outputs)
+                exported = export(self.model, kwargs or args, self.outputs, remedy=CORRECT_BATCHES)
             except DiscoveryError as error:
                 raise UsageError(f"a batch on which {error.got}", "batches that the model takes", error.do) from error
             self._made[key] = self.make(exported)

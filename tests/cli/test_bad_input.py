@@ -159,24 +159,35 @@ def test_data_that_are_no_batches_of_the_model(
     refused(f"align a.pt b.safetensors {MODEL} --matcher {matcher} --data given.py:given --out new", words)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "align --matcher activation --data",
-        "align --matcher straight-through --epochs 1 --data",
-        "align --matcher sinkhorn --epochs 1 --data",
-        "align --matcher best --data",
-        "merge --repair --data",
-        "barrier --repair --points 3 --eval net.py:loss --data",
-        "analyze --batches",
-    ],
-)
+READING_BATCHES = [
+    "align --matcher activation --data",
+    "align --matcher straight-through --epochs 1 --data",
+    "align --matcher sinkhorn --epochs 1 --data",
+    "align --matcher best --data",
+    "merge --repair --data",
+    "barrier --repair --points 3 --eval net.py:loss --data",
+    "analyze --batches",
+]
+
+
+@pytest.mark.parametrize("flags", READING_BATCHES)
 def test_which_batch_does_not_fit(flags: str, refused: Refused, folder: Path) -> None:
     two = "[(net.X, net.Y), (net.IMAGES, net.Y[:13])]"
     (folder / "given.py").write_text(f"import net\n\ndef given():\n    return {two}\n")
     verb, _, rest = flags.partition(" ")
     words = f"at batch 2 of {flags.rpartition(' ')[2]} given.py:given, of shape (13, 2, 5, 5), (13,)"
-    refused(f"{verb} a.pt b.safetensors {MODEL} {rest} given.py:given --out new", words)
+    ran = refused(f"{verb} a.pt b.safetensors {MODEL} {rest} given.py:given --out new", words)
+    assert "example inputs" not in ran.stderr
+
+
+@pytest.mark.parametrize("flags", READING_BATCHES)
+def test_which_batch_has_no_samples(flags: str, refused: Refused, folder: Path) -> None:
+    (folder / "given.py").write_text(
+        "import net\n\ndef given():\n    return [(net.X, net.Y), (net.X[:0], net.Y[:0])]\n"
+    )
+    verb, _, rest = flags.partition(" ")
+    words = "a batch without samples", f"at batch 2 of {flags.rpartition(' ')[2]} given.py:given, of shape (0, 3), (0,)"
+    refused(f"{verb} a.pt b.safetensors {MODEL} {rest} given.py:given --out new", *words)
 
 
 def test_a_pickled_module(refused: Refused, folder: Path) -> None:
@@ -216,8 +227,8 @@ def test_a_factory_that_does_not_work(model: str, words: tuple[str, ...], refuse
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ("5x4", ("rejects its example inputs", "(5, 4)")),
-        ("5x3 --inputs 5x3", ("rejects its example inputs",)),
+        ("5x4", ("rejects its inputs", "(5, 4)", "correct the example inputs")),
+        ("5x3 --inputs 5x3", ("rejects its inputs", "correct the example inputs")),
         ("0x3", ("--inputs 0x3", "no elements", "(0, 3)", "a batch of 2 or more")),
         ("net.py:nobody", ("--inputs net.py:nobody", "(0, 3)")),
         ("5xq", ("5xq", "2x3x32x32")),
@@ -322,6 +333,8 @@ def test_batches_that_do_not_fit(refused: Refused) -> None:
             refused(f"{line} --out new", f"{flag} without inputs", "--data or --batchnorm-data")
             refused(f"{line} --data net.py:number --out new", "a int")
     refused(f"merge ca.pt cb.pt {convnet} --repair --data net.py:batches --out new", "--data net.py:batches raised")
+    words = "without samples", "at batch 1 of --data net.py:no_images, of shape (0, 2, 5, 5)"
+    refused(f"merge ca.pt cb.pt {convnet} --recompute-batchnorm --data net.py:no_images --out new", *words)
 
 
 @pytest.mark.parametrize(

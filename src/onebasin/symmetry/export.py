@@ -21,6 +21,7 @@ from onebasin.errors import DiscoveryError, UsageError, listing
 from onebasin.functional import empty_shapes, eval_mode
 
 ExampleInputs = tuple[Any, ...] | Mapping[str, Any] | Tensor
+CORRECT_EXAMPLES = "correct the example inputs (batch size 2 or more)"
 TORCH = Path(torch.__file__).parent
 MAX_QUOTE = 200  # of what another library says in an error
 
@@ -51,8 +52,10 @@ class Exported:
         return self.program.graph_module.graph
 
 
-def export(model: nn.Module, example_inputs: ExampleInputs, outputs: Outputs = None) -> Exported:
-    """Trace `model` in eval mode; the model is left as it was.
+def export(
+    model: nn.Module, example_inputs: ExampleInputs, outputs: Outputs = None, *, remedy: str = CORRECT_EXAMPLES
+) -> Exported:
+    """Trace `model` in eval mode; the model is left as it was. `remedy` is what to do if it rejects the inputs.
 
     Raises:
         UsageError: this is no model, or an input has an axis of size 0.
@@ -65,7 +68,7 @@ def export(model: nn.Module, example_inputs: ExampleInputs, outputs: Outputs = N
         got = f"inputs without elements, of shape {empty}"
         raise UsageError(got, "axes of size 1 or more", "use a batch of 2 or more")
     with eval_mode(model), torch.no_grad():
-        program = _trace(model, args, kwargs)
+        program = _trace(model, args, kwargs, remedy)
     return wrap(program, (args, kwargs), outputs)
 
 
@@ -135,12 +138,12 @@ def _split(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, An
     )
 
 
-def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], remedy: str) -> ExportedProgram:
     try:
         with quiet():
             return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
-        _check_inputs(model, args, kwargs)
+        _check_inputs(model, args, kwargs, remedy)
         cause, advice = _diagnose(error)
         raise DiscoveryError(
             f"torch.export cannot trace {type(model).__name__}: {cause}",
@@ -149,7 +152,7 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
         ) from error
 
 
-def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], remedy: str) -> None:
     """Tell inputs that the model rejects by itself from what only tracing cannot do."""
     try:
         model(*args, **kwargs)
@@ -158,9 +161,9 @@ def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
             return  # without values a forward pass may fail where tracing would not
         shapes = [tuple(value.shape) if isinstance(value, Tensor) else value for value in (*args, *kwargs.values())]
         raise DiscoveryError(
-            f"the model rejects its example inputs {shapes}: {type(error).__name__}: {_first_line(error)}",
+            f"the model rejects its inputs {shapes}: {type(error).__name__}: {_first_line(error)}",
             "inputs that model(*inputs) or model(**inputs) accepts",
-            "correct the example inputs (batch size 2 or more)",
+            remedy,
         ) from error
 
 
