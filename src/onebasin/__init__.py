@@ -168,7 +168,8 @@ __all__ = ["__version__", *_HOME]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'onebasin' has no attribute {name!r}; it has: {', '.join(__all__)}")
+        expected, do = import_module("onebasin.errors").choices(name, __all__)
+        raise AttributeError(f"module 'onebasin' has no attribute {name!r}; {do} ({expected})")
     value = getattr(import_module(f"onebasin.{_HOME[name]}"), name)
     globals()[name] = value
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from numbers import Integral
 
 
@@ -50,6 +51,19 @@ def check_counts(least: int, **counts: object) -> None:
         if not isinstance(count, Integral) or count < least:
             do = f"pass {name}=1, say, or leave it out"
             raise UsageError(f"{name}={count!r}", f"a whole number, {least} or more", do)
+
+
+def near(name: str, names: Iterable[str]) -> list[str]:
+    """Return those of `names` that are spelt like `name`, the nearest first."""
+    return get_close_matches(name, list(names), n=3)
+
+
+def choices(name: str, names: Iterable[str]) -> tuple[str, str]:
+    """Return what was expected in the place of a wrong `name`, the nearest of `names` first, and what to do."""
+    names = list(names)
+    nearest = near(name, names)
+    expected = f"one of: {listing(dict.fromkeys([*nearest, *names]))}"
+    return expected, f"did you mean {' or '.join(nearest)}?" if nearest else "correct the name"
 
 
 def listing(items: Iterable[str], limit: int = 20) -> str:

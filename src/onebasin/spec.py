@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from onebasin import layout
-from onebasin.errors import SpecError, listing
+from onebasin.errors import SpecError, choices, listing
 from onebasin.layout import Axes, Axis, Leaf
 
 FORMAT = "onebasin-spec"
@@ -171,7 +171,7 @@ class PermutationSpec:
             SpecError: no tensor has this name.
         """
         if tensor not in self.tensors:
-            raise SpecError(f"no tensor is called {tensor!r}", f"one of: {listing(self.tensors)}", "correct the name")
+            raise SpecError(f"no tensor is called {tensor!r}", *choices(tensor, self.tensors))
         lines = [f"{tensor} {self.shapes[tensor]}"]
         for number, axis in enumerate(self.tensors[tensor]):
             reasons = dict.fromkeys(leaf.why for leaf in layout.leaves(axis) if leaf.group is None and leaf.why)

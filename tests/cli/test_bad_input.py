@@ -250,6 +250,15 @@ def test_no_model_no_inputs_no_place(refused: Refused) -> None:
     refused("barrier a.pt b.safetensors --eval net.py:loss", "no model")
 
 
+def test_a_name_spelt_wrong_is_told_the_nearest(refused: Refused, folder: Path) -> None:
+    nearest = "one of: convnet, constant, build, wider, ", "do this: did you mean convnet or constant?"
+    refused("inspect --model net.py:convent --inputs 3x2x5x5", *nearest)
+    named = "one of: batches, ", "did you mean batches"
+    refused(f"align a.pt b.safetensors {MODEL} --matcher activation --data net.py:bathces --out new", *named)
+    own = "one of: build, wider, convnet", "do this: correct the name"
+    assert "torch, " not in refused("inspect --model net.py:qqq --inputs 5x3", *own).stderr
+
+
 def test_a_model_that_cannot_be_traced(refused: Refused) -> None:
     refused("inspect --model net.py:Branching --inputs 5x3 --out spec.json", "cannot trace Branching", "net.py:")
 

@@ -146,6 +146,15 @@ def test_explain_names_groups_and_reasons() -> None:
         spec.explain("v")
 
 
+def test_explain_names_what_is_spelt_alike_first() -> None:
+    spec = PermutationSpec({}, {f"{number}.{kind}": (Leaf(2),) for number in range(30) for kind in ("bias", "weight")})
+    with pytest.raises(SpecError, match=r"one of: 27\.weight, (?s:.*)did you mean 27\.weight or ") as caught:
+        spec.explain("27.wieght")
+    assert caught.value.expected.count("27.weight") == 1
+    with pytest.raises(SpecError, match=r"one of: 0\.bias, (?s:.*)correct the name"):
+        spec.explain("nothing like it")
+
+
 def test_canonical_renames_in_order_of_appearance() -> None:
     renamed = {"fc1.weight": ("zebra", None), "fc1.bias": ("zebra",), "fc2.weight": (None, "zebra")}
     spec = PermutationSpec.from_axes(renamed, SHAPES)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from onebasin.errors import OneBasinError, UsageError, listing
+from onebasin.errors import OneBasinError, UsageError, choices, listing
 from onebasin.functional import empty_shapes
 
 T = TypeVar("T")
@@ -40,12 +40,20 @@ def load_object(name: str, what: str) -> Any:
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            public = [key for key in vars(found) if not key.startswith("_")] if hasattr(found, "__dict__") else []
-            raise UsageError(
-                f"{what} {name!r}: {place} has no {part!r}", f"one of: {listing(public)}", "correct the name"
-            )
+            raise UsageError(f"{what} {name!r}: {place} has no {part!r}", *choices(part, _public(found, module)))
         found = getattr(found, part)
     return found
+
+
+def _public(found: Any, module: Any) -> list[str]:
+    """Return the public names in `found`: what `module` defines itself before what it imports, modules last."""
+
+    def foreign(name: str) -> tuple[bool, bool]:
+        value = named[name]
+        return inspect.ismodule(value), getattr(value, "__module__", module.__name__) != module.__name__
+
+    named = {name: value for name, value in getattr(found, "__dict__", {}).items() if not name.startswith("_")}
+    return sorted(named, key=foreign)
 
 
 def load_model(name: str) -> nn.Module:

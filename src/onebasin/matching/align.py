@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from onebasin.errors import SpecError, UsageError
+from onebasin.errors import SpecError, UsageError, near
 from onebasin.matching.alignment import Alignment, Matcher
 from onebasin.matching.weight import WeightMatching
 from onebasin.params import DIVERGED, check_finite, check_real, check_shapes
@@ -33,7 +33,8 @@ def matcher_of(matcher: Matcher | None) -> Matcher:
         return WeightMatching()
     if isinstance(matcher, type) or not callable(getattr(matcher, "match", None)):
         given = f"the class {matcher.__name__}" if isinstance(matcher, type) else repr(matcher)
-        do = f"pass {NAMED[matcher]}" if isinstance(matcher, str) and matcher in NAMED else "pass one of these objects"
+        meant = near(matcher, NAMED) if isinstance(matcher, str) else []
+        do = f"pass {NAMED[meant[0]]}" if meant else "pass one of these objects"
         raise UsageError(f"{given:.60} as matcher", f"one of {', '.join(NAMED.values())}, or your own", do)
     return matcher
 

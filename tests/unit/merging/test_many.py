@@ -232,7 +232,9 @@ def test_what_does_not_fit_is_refused() -> None:
     ("given", "words"),
     [
         ("best", "pass ob.Best(model, batches)"),
-        ("weigth", "'weigth' as matcher"),
+        ("weigth", "pass ob.WeightMatching()"),
+        ("bset", "pass ob.Best(model, batches)"),
+        ("nothing like it", "pass one of these objects"),
         ("", "pass one of these objects"),
         (WeightMatching, "the class WeightMatching"),
         (7, "7 as matcher"),
