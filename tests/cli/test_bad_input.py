@@ -259,6 +259,25 @@ def test_a_name_spelt_wrong_is_told_the_nearest(refused: Refused, folder: Path) 
     assert "torch, " not in refused("inspect --model net.py:qqq --inputs 5x3", *own).stderr
 
 
+def test_only_places_in_the_users_code_are_named(refused: Refused, folder: Path) -> None:
+    def told(line: str, *words: str) -> str:
+        return refused(f"{line} --out new", *words).stderr
+
+    (folder / "given.py").write_text(
+        "import json, net, importlib\n\n"
+        "def doubles(): return [net.X.double()]\n"
+        "def numbers(): return [1, 2]\n"
+        "def late(): json.loads('')\n"
+    )
+    (folder / "importing.py").write_text("\nimport none_such\n")
+    matching = f"align a.pt b.safetensors {MODEL} --matcher activation --data given.py"
+    assert "(at " not in told("inspect --model none_such:build --inputs 5x3", "No module named 'none_such'\n")
+    told("inspect --model importing:build --inputs 5x3", "No module named 'none_such' (at ", "importing.py:2)")
+    told(f"{matching}:late", "JSONDecodeError", "given.py:5)")
+    assert "eval_with_key" not in told(f"{matching}:doubles", "same dtype, but got Double and Float, at batch 1 of")
+    told(f"{matching}:numbers", "a batch is a int, at batch 1 of --data given.py:numbers\n")
+
+
 def test_a_model_that_cannot_be_traced(refused: Refused) -> None:
     refused("inspect --model net.py:Branching --inputs 5x3 --out spec.json", "cannot trace Branching", "net.py:")
 

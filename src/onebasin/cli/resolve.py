@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from onebasin.functional import empty_shapes
 T = TypeVar("T")
 SHAPE = re.compile(r"(?:(?P<name>\w+)=)?(?P<sizes>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
 BATCH_NAMED = re.compile(r"batch \d")  # a message that says which batch it was
+# Where Python, its packages, torch and this package are: code that is not the user's.
+INSTALLED = {Path(folder) for name, folder in sysconfig.get_paths().items() if name.endswith("lib")}
+INSTALLED |= {Path(torch.__file__).parent, Path(__file__).parents[1]}
 NAME_FORM = "package.module:name or path/to/file.py:name"
 SHAPE_FORM = "a shape such as 2x3x32x32, 2x16:int64 or input_ids=2x16:int64, or a callable as " + NAME_FORM
 
@@ -146,7 +150,7 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         for number, batch in enumerate(self.given, 1):
             shapes = [tuple(leaf.shape) for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
-            self.last = f"batch {number} of {self.what}, of shape {listing(map(str, shapes))}"
+            self.last = f"batch {number} of {self.what}" + (f", of shape {listing(map(str, shapes))}" if shapes else "")
             yield batch
         self.last = ""
 
@@ -196,10 +200,14 @@ def _last(batches: Iterable[Any] | None) -> str:
 
 
 def _place(error: Exception) -> str:
-    """Return where in the user's code `error` came up: the deepest frame outside of torch and this package."""
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<frozen")
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    """Return where in the user's code `error` came up: the deepest frame in it; "" if there is none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(Path(frame.filename))]
     return f" (at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+
+
+def _is_users(path: Path) -> bool:
+    """Return whether this is a file (generated code has none) that belongs neither to Python nor to a package."""
+    return path.is_file() and not any(folder in path.parents for folder in INSTALLED)
 
 
 def _import(place: str) -> Any:
