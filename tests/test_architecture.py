@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "symmetry": WEIGHTS,
     **{unit: READING for unit in ("reading", "activations", "layer_inputs")},
     "pairs": MEASURING,
-    "best": {*MEASURING, "matching"},
+    "best": {*MEASURING, "matching", "merging"},
     "synthetic": {*BASE, "functional"},
     "matching": WEIGHTS,
     "checkpoints": WEIGHTS,
@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {*MIDDLE, "analysis"},
     "cli": {*MIDDLE, "analysis", "report", "demo", "onebasin"},
     "demo": {*MIDDLE, "analysis", "report", "onebasin"},
+    "__main__": {"cli"},
     "__init__": {*MIDDLE, "analysis", "report"},
 }
 # Packages that only one unit may import, at any depth.

@@ -17,7 +17,7 @@ from onebasin.errors import ParamsError, SpecError, UsageError, listing
 from onebasin.functional import check_repeatable
 from onebasin.layout import Axes
 from onebasin.moments import CrossMoments, CrossStatistics
-from onebasin.params import Params, check_shapes, compute_dtype, in_dtypes_of, params_of
+from onebasin.params import Params, check_shapes, compute_dtype, params_of, widened_to
 from onebasin.progress import Progress, silent
 from onebasin.reading import Readers
 from onebasin.spec import PermutationSpec
@@ -60,7 +60,7 @@ class ActivationMoments:
             check_shapes(params, spec.shapes, what)
         self.spec = spec
         own = params_of(model)
-        self.params = (in_dtypes_of(own, params_a), in_dtypes_of(own, params_b))
+        self.params = (widened_to(own, params_a), widened_to(own, params_b))
         self.batches = 0
         self.streams: dict[str, CrossMoments] = {}
         self._readers = Readers(model, outputs, lambda traced: _Reader(Taps.of(model, spec, traced, outputs)))

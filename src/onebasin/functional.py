@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from onebasin.errors import UsageError, listing
-from onebasin.params import check_shapes, compute_dtype, in_dtype_of, params_of
+from onebasin.params import check_shapes, compute_dtype, params_of, widened
 
 LABELS = "labels"
 MAPS = 4  # dimensions of a batch of images, and of a weight of a 2-d convolution
@@ -41,10 +41,10 @@ def eval_mode(model: nn.Module, training: Collection[nn.Module] = ()) -> Iterato
 
 
 def with_params(model: nn.Module, params: Mapping[str, Tensor]) -> Predict:
-    """Return a function that behaves as `model` with the weights `params`, as after `load_state_dict`.
+    """Return a function that behaves as `model` with the weights `params`.
 
-    Nothing is copied but the buffers, and what is of another floating-point type than the model's own tensor: the model
-    computes in its own types, as a float32 model does with a checkpoint in half precision.
+    Nothing is copied but the buffers, and what is of a narrower floating-point type than the model's own tensor: a
+    float32 model computes in float32, also with a checkpoint in half precision.
 
     The forward pass may write into buffers (batch norm in train mode does): what it writes stays with the returned
     function and reaches neither `params` nor `model`.
@@ -58,9 +58,9 @@ def with_params(model: nn.Module, params: Mapping[str, Tensor]) -> Predict:
     buffers = list(model.named_buffers(remove_duplicate=False))
     first: dict[Tensor, Tensor] = {}
     for name, own in parameters:
-        first.setdefault(own, in_dtype_of(own, params[name]))
+        first.setdefault(own, widened(own, params[name]))
     for name, own in buffers:
-        first.setdefault(own, in_dtype_of(own, params.get(name, own)).clone())
+        first.setdefault(own, widened(own, params.get(name, own)).clone())
     state = {name: first[own] for name, own in parameters + buffers}
     # Ties are settled here, once: functional_call would look for them again at each call.
     return lambda *args, **kwargs: functional_call(model, state, args, kwargs, tie_weights=False)

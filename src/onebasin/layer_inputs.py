@@ -13,7 +13,7 @@ from onebasin.errors import ParamsError, UsageError, listing
 from onebasin.functional import check_repeatable
 from onebasin.layers import LayerStatistics, Operand
 from onebasin.moments import ChannelMoments, SecondMoments, SecondStatistics
-from onebasin.params import check_shapes, in_dtypes_of, params_of
+from onebasin.params import check_shapes, params_of, widened_to
 from onebasin.progress import Progress, silent
 from onebasin.reading import Readers
 from onebasin.symmetry.contracted import Place, places_of
@@ -77,7 +77,7 @@ class LayerMoments:
     ) -> None:
         own = params_of(model)
         check_shapes(params, {name: tuple(tensor.shape) for name, tensor in own.items()}, owner="the model")
-        self.params, self.patches, self.batches = in_dtypes_of(own, params), patches, 0
+        self.params, self.patches, self.batches = widened_to(own, params), patches, 0
         self.streams: dict[str, _Stream] = {}
         self._readers = Readers(model, outputs, _Reader)
 

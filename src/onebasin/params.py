@@ -50,12 +50,23 @@ def map_tensors(params: Mapping[str, Tensor], function: TensorMap) -> Params:
 
 def in_dtypes_of(own: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Params:
     """Return `params` in the floating-point types of `own`, name by name; nothing is copied that has its type."""
-    return map_tensors(params, lambda name, tensor: in_dtype_of(own[name], tensor) if name in own else tensor)
+    return map_tensors(
+        params, lambda name, tensor: tensor.to(own[name].dtype) if _both_real(own[name], tensor) else tensor
+    )
 
 
-def in_dtype_of(own: Tensor, tensor: Tensor) -> Tensor:
-    """Return `tensor` in the floating-point type of `own`; as it is, if one of the two is of another kind."""
-    return tensor.to(own.dtype) if own.is_floating_point() and tensor.is_floating_point() else tensor
+def widened_to(own: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Params:
+    """Return `params`, name by name `widened` to `own`."""
+    return map_tensors(params, lambda name, tensor: widened(own[name], tensor) if name in own else tensor)
+
+
+def widened(own: Tensor, tensor: Tensor) -> Tensor:
+    """Return `tensor` in the floating-point type of `own` if that is the wider one; else as it is."""
+    return tensor.to(torch.promote_types(own.dtype, tensor.dtype)) if _both_real(own, tensor) else tensor
+
+
+def _both_real(one: Tensor, other: Tensor) -> bool:
+    return one.is_floating_point() and other.is_floating_point()
 
 
 def check_shapes(

@@ -21,7 +21,7 @@ from onebasin.matching import WeightMatching
 from onebasin.matching.align import check_numbers
 from onebasin.matching.features import FeatureName
 from onebasin.matching.solvers import SolverName
-from onebasin.params import Params, check_real, check_shapes, in_dtypes_of, map_tensors, params_of
+from onebasin.params import Params, check_real, check_shapes, map_tensors, params_of, widened_to
 from onebasin.spec import PermutationSpec
 from onebasin.symmetry.discover import permutation_spec
 from onebasin.symmetry.export import ExampleInputs
@@ -179,7 +179,7 @@ def ready_for(model: nn.Module, params: Params) -> Params:
 
     A model without weights (meta device) computes wherever they are.
     """
-    device, params = _device(model), in_dtypes_of(params_of(model), params)
+    device, params = _device(model), widened_to(params_of(model), params)
     return params if device.type == "meta" else map_tensors(params, lambda _, tensor: tensor.to(device))
 
 
