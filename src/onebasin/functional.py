@@ -82,7 +82,7 @@ def inputs_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional and the keyword inputs in `batch`.
 
     Raises:
-        UsageError: `batch` is not of the three kinds that this module names, or an input in it has no elements.
+        UsageError: `batch` is not of the three kinds that this module names, or no input in it has an element.
     """
     args, kwargs = _split(batch)
     if empty := empty_shapes((args, kwargs)):
@@ -102,9 +102,9 @@ def _split(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def empty_shapes(inputs: Any) -> str:
-    """Return the shapes of the tensors in `inputs` that have no elements; "" if there are none."""
-    leaves = tree_leaves(inputs)
-    return listing(str(tuple(leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor) and not leaf.numel())
+    """Return the shapes of the tensors in `inputs` if none has an element; else "": some, as caches, may be empty."""
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return "" if any(tensor.numel() for tensor in tensors) else listing(str(tuple(one.shape)) for one in tensors)
 
 
 def labels_of(batch: Any) -> Tensor:

@@ -83,7 +83,7 @@ def load_inputs(words: Sequence[str]) -> tuple[Any, ...] | dict[str, Any]:
     Floating-point inputs are standard normal, integers 0 or 1 (valid for any vocabulary), with a fixed seed.
 
     Raises:
-        UsageError: a word of another form, names for some inputs only, a callable that fails, or an axis of size 0.
+        UsageError: a word of another form, names for some inputs only, a callable that fails, or inputs without elements.
     """
     given = _inputs(words)
     if empty := empty_shapes(given):

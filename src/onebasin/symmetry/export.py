@@ -58,7 +58,7 @@ def export(
     """Trace `model` in eval mode; the model is left as it was. `remedy` is what to do if it rejects the inputs.
 
     Raises:
-        UsageError: this is no model, or an input has an axis of size 0.
+        UsageError: this is no model, or the inputs have no elements.
         DiscoveryError: the model rejects the inputs, or torch.export cannot trace it (with the construct and line).
     """
     if not isinstance(model, nn.Module):
