@@ -28,7 +28,7 @@ from onebasin.matching import (
 from onebasin.matching.features import covariance_features
 from onebasin.merging.normed import RepairedCriterion
 from onebasin.pairs import PairMoments, PairStatistics
-from onebasin.params import Params
+from onebasin.params import Params, params_of, widened_to
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
 from onebasin.spec import PermutationSpec
@@ -123,6 +123,7 @@ class Best:
         progress: Progress = silent,
     ) -> Alignment:
         """Measure, choose and polish. An interrupt keeps the best so far, once there is one."""
+        params_a, params_b = (widened_to(params_of(self.model), params) for params in (params_a, params_b))
         if self.loss is not None and self.rounds:  # one without a gradient is told before the work begins
             part = next(self.criterion.between(params_a, params_b).parts(1))
             list(part.slopes(params_a, 0, torch.Generator()))

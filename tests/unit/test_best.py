@@ -18,7 +18,7 @@ from onebasin.batchnorm import recompute_batchnorm
 from onebasin.best import Best
 from onebasin.errors import UsageError
 from onebasin.functional import Predict
-from onebasin.matching import Criterion, StopReason, align
+from onebasin.matching import Criterion, StopReason, StraightThrough, align
 from onebasin.merging import merge_many
 from onebasin.params import params_of
 from onebasin.permutation import Permutation
@@ -94,6 +94,16 @@ def test_with_repair_it_lowers_what_is_left_after_that() -> None:
     assert left.at(found.permutation) > left.at(plain.permutation)
     merged = merge_many(spec, [a, b], best, max_rounds=1)
     assert held.at(seen.order(merged.between(0, 1))) < held.at(seen.order(Permutation.identity(spec)))
+
+
+def test_half_precision_is_matched_as_its_copy_in_the_types_of_the_model() -> None:
+    model, labelled = net(2).float(), [(x.float(), y) for x, y in data(61)]
+    halves = [{n: t.bfloat16() if t.is_floating_point() else t for n, t in params.items()} for params in (A, B)]
+    wide = [{n: t.float() if t.is_floating_point() else t for n, t in half.items()} for half in halves]
+    for matcher in (Best(model, labelled, rounds=2), StraightThrough(model, labelled, epochs=2)):
+        found, expected = align(SPEC, *halves, matcher), align(SPEC, *wide, matcher)
+        assert found.permutation == expected.permutation
+        assert found.objective == expected.objective
 
 
 def test_without_data() -> None:

@@ -83,7 +83,8 @@ def load_inputs(words: Sequence[str]) -> tuple[Any, ...] | dict[str, Any]:
     Floating-point inputs are standard normal, integers 0 or 1 (valid for any vocabulary), with a fixed seed.
 
     Raises:
-        UsageError: a word of another form, names for some inputs only, a callable that fails, or inputs without elements.
+        UsageError: a word of another form, names for some inputs only, a callable that fails, or inputs without
+            elements.
     """
     given = _inputs(words)
     if empty := empty_shapes(given):

@@ -28,7 +28,7 @@ from onebasin.functional import (
 from onebasin.interpolate import lerp
 from onebasin.matching.alignment import Alignment, Certificate, StopReason
 from onebasin.matching.criterion import Criterion
-from onebasin.params import Params
+from onebasin.params import Params, params_of, widened_to
 from onebasin.permutation import Permutation
 from onebasin.progress import Progress, silent
 from onebasin.spec import PermutationSpec
@@ -130,6 +130,7 @@ class LossFollowing(ABC):
     ) -> Alignment:
         """Descend from `start` on. An interrupt from the keyboard keeps what has been found."""
         began = time.perf_counter()
+        params_a, params_b = (widened_to(params_of(self.model), params) for params in (params_a, params_b))
         run = _Run(self, self.mover(spec, params_a, params_b, start), params_a, params_b)
         try:
             with eval_mode(self.model, [m for m in self.model.modules() if isinstance(m, _BatchNorm)]):
