@@ -7,7 +7,7 @@ does. So an order that is good before REPAIR need not be good after it. Matched 
 
     python experiments/repair_best.py --data DIR [--pairs 0-1 ...]
 
-DIR holds the folders of `collection.py`. The record is written anew after every pair. Expected: after REPAIR,
+DIR holds the folders of `collection.py`. Record and figure are written anew after every pair. Expected: after REPAIR,
 `Best(repair=True)` leaves half of what activations leave, or less, on every pair, and `Best` on none.
 """
 
@@ -18,6 +18,8 @@ from functools import partial
 from itertools import combinations
 from statistics import fmean
 from typing import Any
+
+from matplotlib.figure import Figure
 
 import onebasin as ob
 from collection import NETS, TITLES, measured, params_of, read
@@ -57,6 +59,12 @@ def expectations(pairs: list[dict[str, Any]]) -> dict[str, bool]:
     }
 
 
+def figure(pairs: list[dict[str, Any]]) -> Figure:
+    """Draw a line for every way, as it is and after REPAIR."""
+    lines = {way: [pair["barriers"][way]["loss"] for pair in pairs] for way in pairs[0]["barriers"]}
+    return bars({TITLES[NETWORK]: lines}, ADDED)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Match and measure every pair; write record and figure after each."""
     parser = options(__doc__, data="folder of the folders of the data sets")
@@ -90,8 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
         results = {"pairs": pairs, "mean": means(pairs), "expected": judged(expectations(pairs))}
         settings = {"matching": MATCHING, "best": MORE, "statistics": STATISTICS, "training": asdict(net.recipe)}
         keep(args.out, NAME, command(NAME, parser, args), settings, results, time.perf_counter() - begin)
-    lines = {way: [pair["barriers"][way]["loss"] for pair in pairs] for way in pairs[0]["barriers"]}
-    bars({TITLES[NETWORK]: lines}, ADDED).savefig(args.out / f"{NAME}.png", dpi=110)
+        figure(pairs).savefig(args.out / f"{NAME}.png", dpi=110)
 
 
 if __name__ == "__main__":
