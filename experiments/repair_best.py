@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from itertools import combinations
-from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -24,7 +23,7 @@ from matplotlib.figure import Figure
 import onebasin as ob
 from collection import NETS, TITLES, measured, params_of, read
 from data import batches
-from running import ADDED, bars, command, judged, keep, options
+from running import ADDED, bars, command, judged, keep, lost, means, options
 
 NAME, NETWORK = "repair_best", "fashion_vgg11_plain"
 MATCHING, MORE, STATISTICS = 1024, 24576, 5000  # training images for activations, for `Best`, and for REPAIR
@@ -37,14 +36,6 @@ def matchers(model: Any, inputs: Any) -> dict[str, Callable[[], Any]]:
     best = partial(ob.Best, model, list(inputs[:MORE].split(128)))
     made = (partial(ob.ActivationMatching, activations, "correlation"), best, partial(best, repair=True))
     return dict(zip(WAYS, made, strict=True))
-
-
-def means(pairs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return the mean of every way over the pairs."""
-    return {
-        way: {metric: fmean(pair["barriers"][way][metric] for pair in pairs) for metric in ("loss", "accuracy")}
-        for way in pairs[0]["barriers"]
-    }
 
 
 def expectations(pairs: list[dict[str, Any]]) -> dict[str, bool]:
@@ -76,11 +67,6 @@ def main(arguments: list[str] | None = None) -> None:
     model, evaluate = net.make().eval(), ob.classification(batches(data["test"]))
     spec, images = ob.permutation_spec(model, (data["test"][0][:2],)), batches(data["train"], 500, STATISTICS)
 
-    def barrier(params: ob.Params, alone: list[dict[str, float]]) -> dict[str, float]:
-        found = measured(model, params, evaluate)
-        ends = {metric: fmean(end[metric] for end in alone) for metric in ("loss", "accuracy")}
-        return {"loss": found["loss"] - ends["loss"], "accuracy": ends["accuracy"] - found["accuracy"]}
-
     for pair in args.pairs:
         a, b = (params_of(NETWORK, args.data, args.models, int(seed))[0] for seed in pair.split("-"))
         alone = [measured(model, params, evaluate) for params in (a, b)]
@@ -89,9 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
             found = ob.align(spec, a, b, make())
             moved, seconds[way] = found.permutation.apply(b), round(found.seconds)
             middle = ob.lerp(a, moved, 0.5)
-            row[way] = barrier(middle, alone)
-            row[f"{way}, REPAIR"] = barrier(ob.repair(model, spec, middle, [a, moved], images)[0], alone)
-            for name in (way, f"{way}, REPAIR"):
+            repaired = ob.repair(model, spec, middle, [a, moved], images)[0]
+            for name, params in ((way, middle), (f"{way}, REPAIR", repaired)):
+                row[name] = lost(measured(model, params, evaluate), alone)
                 told = f"{row[name]['loss']:7.3f} nats {100 * row[name]['accuracy']:6.2f} points"
                 print(f"{pair} {name:24} {told} {seconds[way]:5} s {found.note}", flush=True)
         pairs.append({"pair": pair, "ends": alone, "barriers": row, "seconds": seconds})

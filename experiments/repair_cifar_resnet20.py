@@ -17,13 +17,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import combinations
-from statistics import fmean
 from typing import Any
 
 import onebasin as ob
 from collection import NETS, TITLES, measured, params_of, read
 from data import batches
-from running import ADDED, bars, command, judged, keep, options
+from running import ADDED, bars, command, judged, keep, lost, means, options
 
 NAME = "repair_cifar_resnet20"
 NETWORKS = ("cifar_resnet20_half", "cifar_resnet20", "fashion_vgg11_plain")
@@ -64,20 +63,12 @@ def main(arguments: list[str] | None = None) -> None:
         for i, j in combinations(range(net.seeds), 2):
             row = {}
             for way, params in merged(spec, model, ends[i], ends[j], images, inputs):
-                found = measured(model, params, evaluate)
-                row[way] = {
-                    "loss": found["loss"] - (alone[i]["loss"] + alone[j]["loss"]) / 2,
-                    "accuracy": (alone[i]["accuracy"] + alone[j]["accuracy"]) / 2 - found["accuracy"],
-                }
+                row[way] = lost(measured(model, params, evaluate), [alone[i], alone[j]])
                 barrier = f"barrier {row[way]['loss']:7.3f} nats {100 * row[way]['accuracy']:6.2f} points"
                 print(f"{name} {i}-{j} {way:32} {barrier}", flush=True)
             pairs.append({"seeds": (i, j), "barriers": row})
-        means = {
-            way: {metric: fmean(pair["barriers"][way][metric] for pair in pairs) for metric in ("loss", "accuracy")}
-            for way in pairs[0]["barriers"]
-        }
         left = ob.repair(model, spec, ends[0], [ends[0]], images[:1])[1]
-        results[name] = {"ends": alone, "pairs": pairs, "mean": means, "left_by_repair": len(left)}
+        results[name] = {"ends": alone, "pairs": pairs, "mean": means(pairs), "left_by_repair": len(left)}
 
     results["expected"] = judged(
         {

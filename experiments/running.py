@@ -37,6 +37,20 @@ def command(name: str, parser: argparse.ArgumentParser, args: argparse.Namespace
     return " ".join(words)
 
 
+def lost(found: Mapping[str, float], ends: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the loss that a network between `ends` adds to their mean, and the accuracy that it lacks."""
+    loss, accuracy = (fmean(end[metric] for end in ends) for metric in ("loss", "accuracy"))
+    return {"loss": found["loss"] - loss, "accuracy": accuracy - found["accuracy"]}
+
+
+def means(pairs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the mean barrier of every way over the pairs."""
+    return {
+        way: {metric: fmean(pair["barriers"][way][metric] for pair in pairs) for metric in barrier}
+        for way, barrier in pairs[0]["barriers"].items()
+    }
+
+
 def judged(expected: Mapping[str, bool]) -> Mapping[str, bool]:
     """Print what was expected and whether it came so; return it."""
     for statement, holds in expected.items():

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from onebasin import layout
 from onebasin.batchnorm import recompute_batchnorm
-from onebasin.errors import ParamsError, SpecError, UsageError, listing
+from onebasin.errors import SpecError, UsageError
 from onebasin.functional import check_repeatable
 from onebasin.layout import Axes
 from onebasin.moments import CrossMoments, CrossStatistics
-from onebasin.params import Params, check_shapes, compute_dtype, params_of, widened_to
+from onebasin.params import Params, check_measured, check_shapes, compute_dtype, params_of, widened_to
 from onebasin.progress import Progress, silent
 from onebasin.reading import Readers
 from onebasin.spec import PermutationSpec
@@ -107,13 +106,8 @@ class ActivationMoments:
         if not self.batches:
             raise UsageError("no batches", "at least one batch of inputs", "pass a list or a DataLoader")
         found = {name: self.streams[name].finalize() for name in self.spec.sizes if name in self.streams}
-        bad = [name for name, statistics in found.items() if not torch.isfinite(statistics.covariance).all()]
-        if bad:
-            raise ParamsError(
-                f"activations that are not finite, in {len(bad)} groups: {listing(bad)}",
-                "finite activations of both networks on every batch",
-                "look for NaN or infinity in the inputs, or compute in float32 instead of half precision",
-            )
+        measured = {name: statistics.covariance for name, statistics in found.items()}
+        check_measured(measured, "activations that are not finite", "groups")
         return found
 
     def _units(self, value: Tensor, axes: Axes, taps: Taps) -> Iterator[tuple[str, Tensor]]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from onebasin.errors import ParamsError, UsageError, listing
+from onebasin.errors import UsageError
 from onebasin.functional import Predict, eval_mode, inputs_of, with_params
 from onebasin.moments import ChannelMoments
-from onebasin.params import TOO_NARROW, Params, check_finite
+from onebasin.params import TOO_NARROW, Params, check_finite, check_measured
 from onebasin.progress import Progress, silent
 
 Streams = Mapping[nn.Module, ChannelMoments]
@@ -92,16 +92,11 @@ def _record(name: str, moments: Streams) -> Hook:
     return hook
 
 
-def check_measured(streams: Mapping[str, ChannelMoments], batch: int) -> None:
+def check_streams(streams: Mapping[str, ChannelMoments], batch: int) -> None:
     """Raise `ParamsError` naming the layers whose statistics are not finite once the batch of this number is in."""
     # A mean that is not finite leaves no deviation from it finite.
-    bad = [name for name, stream in streams.items() if not torch.isfinite(stream.squares).all()]
-    if bad:
-        raise ParamsError(
-            f"statistics that are not finite from batch {batch} on, of {len(bad)} layers: {listing(bad)}",
-            "finite activations on every batch",
-            "look for NaN or infinity in the inputs, or compute in float32 instead of half precision",
-        )
+    squares = {name: stream.squares for name, stream in streams.items()}
+    check_measured(squares, f"statistics that are not finite from batch {batch} on", "layers")
 
 
 def _run(predict: Predict, batches: Iterable[Any], streams: Mapping[str, ChannelMoments], progress: Progress) -> int:
@@ -109,7 +104,7 @@ def _run(predict: Predict, batches: Iterable[Any], streams: Mapping[str, Channel
     for done, batch in enumerate(batches, 1):
         args, kwargs = inputs_of(batch)
         predict(*args, **kwargs)
-        check_measured(streams, done)
+        check_streams(streams, done)
         progress("batch norm statistics", done, total)
     if not done:
         raise UsageError(

@@ -99,6 +99,11 @@ class Best:
             UsageError: no batches, or one that the model rejects.
             ParamsError: activations are not finite.
         """
+        return self._candidates(spec, *self._fresh(params_a, params_b, progress), progress)
+
+    def _candidates(
+        self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress
+    ) -> dict[str, Matcher]:
         seen = self._statistics(spec, params_a, params_b, progress)
         features = Given(covariance_features(spec, params_a, params_b, seen.layers_a, seen.layers_b))
         unit, product = WeightMatching(self.seed, features="unit"), ActivationMatching(lambda *_: seen.units)
@@ -124,12 +129,12 @@ class Best:
     ) -> Alignment:
         """Measure, choose and polish. An interrupt keeps the best so far, once there is one."""
         params_a, params_b = (widened_to(params_of(self.model), params) for params in (params_a, params_b))
+        params_a, params_b = self._fresh(params_a, params_b, progress)
         if self.loss is not None and self.rounds:  # one without a gradient is told before the work begins
             part = next(self.criterion.between(params_a, params_b).parts(1))
             list(part.slopes(params_a, 0, torch.Generator()))
-        candidates = self.candidates(spec, params_a, params_b, progress)
-        fresh = (params_a, params_b) if not self.repair else self._fresh(params_a, params_b, progress)
-        seen = self.criterion.subject(spec, *fresh, progress)
+        candidates = self._candidates(spec, params_a, params_b, progress)
+        seen = self.criterion.subject(spec, params_a, params_b, progress)
         of_these = {name: Of(spec, params_a, params_b, matcher) for name, matcher in candidates.items()}
         choice: Matcher = BestOf(seen.criterion.few(), of_these)
         if self.rounds:
@@ -148,7 +153,7 @@ class Best:
     def _statistics(
         self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress
     ) -> PairStatistics:
-        moments = PairMoments(self.model, spec, *self._fresh(params_a, params_b, progress), self.outputs)
+        moments = PairMoments(self.model, spec, params_a, params_b, self.outputs)
         total = len(self.batches) if isinstance(self.batches, Sized) else 0
         for done, batch in enumerate(self.batches, 1):
             moments.update(batch)

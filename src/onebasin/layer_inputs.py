@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebasin.errors import ParamsError, UsageError, listing
+from onebasin.errors import UsageError
 from onebasin.functional import check_repeatable
 from onebasin.layers import LayerStatistics, Operand
 from onebasin.moments import ChannelMoments, SecondMoments, SecondStatistics
-from onebasin.params import check_shapes, params_of, widened_to
+from onebasin.params import check_measured, check_shapes, params_of, widened_to
 from onebasin.progress import Progress, silent
 from onebasin.reading import Readers
 from onebasin.symmetry.contracted import Place, places_of
@@ -121,13 +121,8 @@ class LayerMoments:
         if not self.batches:
             raise UsageError("no batches", "at least one batch of inputs", "pass a list or a DataLoader")
         found = {name: stream.finalize() for name, stream in self.streams.items()}
-        bad = [name for name, one in found.items() if not torch.isfinite(one.inputs.covariance).all()]
-        if bad:
-            raise ParamsError(
-                f"inputs that are not finite, of {len(bad)} weights: {listing(bad)}",
-                "finite activations on every batch",
-                "look for NaN or infinity in the inputs, or compute in float32 instead of half precision",
-            )
+        measured = {name: one.inputs.covariance for name, one in found.items()}
+        check_measured(measured, "inputs that are not finite", "weights")
         return found
 
 

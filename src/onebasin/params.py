@@ -111,6 +111,17 @@ def check_finite(params: Mapping[str, Tensor], what: str = "params", do: str = D
         )
 
 
+def check_measured(found: Mapping[str, Tensor], what: str, kind: str) -> None:
+    """Raise `ParamsError` that `what` of those things of a `kind` is not finite whose statistics are not."""
+    bad = [name for name, statistics in found.items() if not torch.isfinite(statistics).all()]
+    if bad:
+        raise ParamsError(
+            f"{what}, of {len(bad)} {kind}: {listing(bad)}",
+            "finite activations on every batch",
+            "look for NaN or infinity in the inputs, or compute in float32 instead of half precision",
+        )
+
+
 def check_real(params: Mapping[str, Tensor], names: Iterable[str], what: str = "params") -> None:
     """Raise `ParamsError` naming every tensor called `names` that holds integers or truth values."""
     kinds = {name: params[name] for name in names}

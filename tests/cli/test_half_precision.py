@@ -12,6 +12,7 @@ import torch
 from user import Ran
 
 from onebasin.checkpoints import load
+from onebasin.params import Params
 
 Run = Callable[[str], Ran]
 NET, CONVNET = "--model net.py:build --inputs 5x3", "--model net.py:convnet --inputs 3x2x5x5"
@@ -47,6 +48,18 @@ def results(run: Run, line: str) -> tuple[Any, Any]:
     return json.loads(half), json.loads(wide)
 
 
+def written(run: Run, folder: Path, line: str, owner: str) -> tuple[Params, Params]:
+    """Return what a line writes for either; in half precision, the other's in the types of the model `owner`."""
+    c, (verb, _, words) = "c" if CONVNET in line else "", line.partition(" ")
+    half, wide = results(run, f"{verb} KIND-{c}a.pt KIND-{c}b.pt {words} --out KIND.pt")
+    assert half == wide
+    own, found, expected = (load(folder / f"{name}.pt") for name in (f"half-{c}{owner}", "half", "wide"))
+    for name, tensor in expected.items():
+        assert found[name].dtype == own[name].dtype, name
+        assert torch.equal(found[name], tensor.to(own[name].dtype)), name
+    return found, expected
+
+
 @HALVES
 @pytest.mark.parametrize(
     "words",
@@ -58,12 +71,8 @@ def results(run: Run, line: str) -> tuple[Any, Any]:
     ],
 )
 def test_align(words: str, run: Run, folder: Path, dtype: torch.dtype) -> None:
-    c = "c" if CONVNET in words else ""
-    half, wide = results(run, f"align KIND-{c}a.pt KIND-{c}b.pt {words} --out KIND.pt")
-    assert half == wide
-    found, moved = load(folder / "half.pt"), load(folder / f"half-{c}b.pt")
-    for name, tensor in load(folder / "wide.pt").items():
-        assert found[name].dtype == moved[name].dtype, name
+    found, wide = written(run, folder, f"align {words}", "b")
+    for name, tensor in wide.items():
         assert torch.equal(found[name].to(tensor.dtype), tensor), name
 
 
@@ -78,13 +87,7 @@ def test_align(words: str, run: Run, folder: Path, dtype: torch.dtype) -> None:
     ],
 )
 def test_merge(words: str, run: Run, folder: Path, dtype: torch.dtype) -> None:
-    c = "c" if CONVNET in words else ""
-    half, wide = results(run, f"merge KIND-{c}a.pt KIND-{c}b.pt {words} --out KIND.pt")
-    assert half == wide
-    found, reference = load(folder / "half.pt"), load(folder / f"half-{c}a.pt")
-    for name, tensor in load(folder / "wide.pt").items():
-        assert found[name].dtype == reference[name].dtype, name
-        assert torch.equal(found[name], tensor.to(found[name].dtype)), name
+    written(run, folder, f"merge {words}", "a")
 
 
 @HALVES

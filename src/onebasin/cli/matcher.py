@@ -159,9 +159,7 @@ class Choice:
         if model is None or (self.matcher in BY_WEIGHTS and not self.follows_a_loss):
             return weight if self.matcher == "weight" else replace(weight, solver=self.matcher)  # type: ignore[arg-type]
         batches, what = self._inputs(architecture, model, matching.seed)
-        matcher = self._on(model, batches, weight, architecture)
-        matcher = replace(matcher, repair=repair) if isinstance(matcher, Best) else matcher
-        return OnModel(matcher, model, what, batches)
+        return OnModel(self._on(model, batches, weight, architecture, repair=repair), model, what, batches)
 
     def _inputs(self, architecture: Architecture, model: nn.Module, seed: int) -> tuple[Iterable[Any], str]:
         if self.data is not None:
@@ -170,13 +168,21 @@ class Choice:
         return guarded(lambda: synthetic_batches(model, example, seed=seed), "--synthetic"), "--synthetic"
 
     def _on(
-        self, model: nn.Module, batches: Iterable[Any], weight: WeightMatching, architecture: Architecture
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        weight: WeightMatching,
+        architecture: Architecture,
+        *,
+        repair: bool,
     ) -> Matcher:
         drawn, held, loss = self.synthetic, architecture.held(), self._loss()
         if self.matcher == "activation":
             return ActivationMatching(Activations(model, batches, batchnorm=drawn, outputs=held), self.statistic)
         if self.matcher == "best":
-            return Best(model, batches, loss, self.rounds, batchnorm=drawn, outputs=held, seed=weight.seed)
+            return Best(
+                model, batches, loss, self.rounds, batchnorm=drawn, outputs=held, seed=weight.seed, repair=repair
+            )
         given = {name: value for name in ("epochs", "rate") if (value := getattr(self, name)) is not None}
         settings = {"loss": loss or classification_loss, "seed": weight.seed, **given}
         if self.matcher == "sinkhorn":

@@ -45,9 +45,6 @@ class UnitStatistics(_BatchNorm):
         rows = input.movedim(self.axis, 1)
         return batch_norm(rows, None, None, self.weight, self.bias, True, 0.0, self.eps).movedim(1, self.axis)
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of positions will do."""
-
 
 class RepairedCriterion(Criterion):
     """`Criterion` of the repaired network half way between two models: that of networks merged with `repair`.

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from onebasin import layout
-from onebasin.batchnorm import check_measured, recompute_batchnorm, tracking_layers
+from onebasin.batchnorm import check_streams, recompute_batchnorm, tracking_layers
 from onebasin.errors import UsageError
 from onebasin.functional import check_repeatable, eval_mode, inputs_of, with_params
 from onebasin.interpolate import mean, shares_of
@@ -249,7 +249,7 @@ def _measured(
             args, kwargs = inputs_of(batch)
             predict(*args, **kwargs)
             done += 1
-            check_measured(streams, done)
+            check_streams(streams, done)
             told()
     if not done:
         raise UsageError("no batches", "at least one batch of inputs", "pass a list or a DataLoader")
