@@ -16,8 +16,9 @@ from onebasin.errors import ParamsError, UsageError
 from onebasin.matching import assignment
 from onebasin.matching.assignment import Assignment, solve
 
-# Sizes on both sides of those from which better prices are found first (193), and rows keep only a few columns (769).
-DENSE, SPARSE, WIDE = 67, 211, 787
+# Sizes on both sides of those from which problems take more than one compiled call (65), better prices are found first
+# (193), and rows keep only a few columns (769).
+SMALL, DENSE, SPARSE, WIDE = 43, 67, 211, 787
 
 
 @pytest.fixture(autouse=True)
@@ -57,14 +58,14 @@ def check(gains: Tensor, found: Assignment) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("n", [DENSE, SPARSE])
+@pytest.mark.parametrize("n", [SMALL, DENSE, SPARSE])
 def test_it_is_as_good_as_scipy_and_proved(family: str, n: int, dtype: torch.dtype) -> None:
     gains = gains_of(family, n).to(dtype)
     check(gains, solve(gains))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("n", [DENSE, SPARSE])
+@pytest.mark.parametrize("n", [SMALL, DENSE, SPARSE])
 def test_no_start_is_too_bad(family: str, n: int) -> None:
     gains, generator = gains_of(family, n), torch.Generator().manual_seed(7)
     size = gains.abs().amax()
@@ -90,7 +91,7 @@ def test_a_chain_of_starts_stays_exact(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("n", [DENSE, SPARSE])
+@pytest.mark.parametrize("n", [SMALL, DENSE, SPARSE])
 def test_what_is_optimal_is_returned_as_it_is(family: str, n: int) -> None:
     gains = gains_of(family, n)
     found = solve(gains)
@@ -100,7 +101,7 @@ def test_what_is_optimal_is_returned_as_it_is(family: str, n: int) -> None:
     assert again.gap <= max(found.gap.item(), 1e-15)
 
 
-@pytest.mark.parametrize("n", [DENSE, SPARSE])
+@pytest.mark.parametrize("n", [SMALL, DENSE, SPARSE])
 def test_prices_that_hide_the_gains_prove_nothing(n: int) -> None:
     """Beside prices this large all gains round to the same, and every assignment would look optimal."""
     start = solve(torch.full((n, n), 1e20, dtype=torch.float64))
@@ -136,7 +137,7 @@ def test_a_start_that_was_optimal_is_improved_when_the_gains_change() -> None:
     check(changed, again)
 
 
-@pytest.mark.parametrize("n", [DENSE, SPARSE])
+@pytest.mark.parametrize("n", [SMALL, DENSE, SPARSE])
 def test_easy_and_hard_problems_share_a_batch(n: int) -> None:
     gains = torch.stack([gains_of(family, n) for family in ("planted", "power law", "equal", "planted", "integers")])
     cold = solve(gains)

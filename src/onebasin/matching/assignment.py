@@ -17,8 +17,12 @@ from onebasin.matching.sinkhorn_prices import scratch
 
 # Elements that are treated together: small problems share a pass, and the pass stays within the cache.
 BATCH = 1 << 18
+# What is read in place.
+PLAIN = (torch.float32, torch.float64)
 # Problems of no more units are carried to the CPU as they are, where numba does not serve; of larger ones, a core is.
 WHOLE = 256
+# Problems of no more units are solved by one compiled call: those that it saves take longer than they do.
+SMALL = 64
 # Prices to start from are cut off at so many times the largest gain that is seen in so many rows.
 REACH, SAMPLE = 64, 16
 # Gaps and potentials below this share of the largest gains are the rounding of float64.
@@ -68,7 +72,8 @@ def solve(gains: Tensor, warm: Assignment | None = None) -> Assignment:
         zero = torch.zeros(gains.shape[:-2], dtype=torch.float64)
         rows = torch.zeros(gains.shape[:-1], dtype=torch.float64)
         return Assignment(rows.long(), zero, zero, rows)
-    read = gains.detach().to(torch.promote_types(gains.dtype, torch.float32))
+    read = gains.detach()
+    read = read if read.dtype in PLAIN else read.to(torch.promote_types(read.dtype, torch.float32))
     return _by_paths(read, warm) if read.device.type == "cpu" and has_numba() else _in_torch(read, warm)
 
 
@@ -162,23 +167,23 @@ def _by_paths(gains: Tensor, warm: Assignment | None) -> Assignment:
 
     At some hundred units, the calls of torch that it would take are as dear as the paths.
     """
-    from onebasin.matching import compiled
+    from onebasin.matching import compiled, compiled_small
 
     rows, batch, n = gains.shape[:-1], gains.shape[:-2], gains.shape[-1]
     stack = gains.contiguous().numpy().reshape(-1, n, n)
-    sizes = compiled.sizes(stack).tolist()
-    _check_gains(gains, sizes)
-    if warm is None:
-        prices = stack.max(-2).astype(np.float64)  # torch takes longer
-        index = np.full(prices.shape, -1)
-    else:
+    if warm is not None:
         index, prices = (x.numpy().reshape(-1, n).copy() for x in (warm.index, warm.duals))
         _check_start(compiled.is_start(index, prices))
         compiled.bound(stack, prices, index, REACH, SAMPLE)
-    problems = zip(stack, prices, index, strict=True)
-    short = [compiled.solve(*problem, warm is not None) for problem in problems]
-    gap = np.array([less / max(size, TINY) for less, size in zip(short, sizes, strict=True)])
-    found = index.reshape(rows), compiled.values(stack, index).reshape(batch), gap.reshape(batch), prices.reshape(rows)
+    else:
+        index, prices = np.empty(stack.shape[:2], np.int64), np.zeros(stack.shape[:2])
+        index.fill(-1)
+    if n <= SMALL:
+        size, gap, value = compiled_small.solve_stack(stack, index, prices, LARGEST / n)
+    else:
+        size, gap, value = compiled.solve_stack(stack, index, prices, LARGEST / n, warm is not None)
+    _check_gains(gains, size.tolist())
+    found = index.reshape(rows), value.reshape(batch), gap.reshape(batch), prices.reshape(rows)
     return Assignment(*map(torch.from_numpy, found))
 
 
@@ -293,9 +298,8 @@ def _check_gains(gains: Tensor, sizes: list[float]) -> None:
             "finite gains",
             "check the weights for values so large that their products overflow, and scale them down",
         )
-    if gains.abs().amax() > LARGEST / gains.shape[-1]:
-        raise ParamsError(
-            f"gains as large as {gains.abs().amax().item():.3g}",
-            "gains whose sums and differences are finite in float64",
-            "scale them down",
-        )
+    raise ParamsError(
+        f"gains as large as {gains.abs().amax().item():.3g}",
+        "gains whose sums and differences are finite in float64",
+        "scale them down",
+    )

@@ -12,11 +12,14 @@ from onebasin.matching.compiled_paths import DENSE, augment, augment_sparsely, w
 from onebasin.matching.compiled_prices import centre, scale_prices
 from onebasin.matching.compiled_rows import (
     INFINITY,
+    TIGHT,
+    TINY,
     Array,
     best_column,
     best_margin,
     chunks,
     compiled,
+    inlined,
     two_best,
 )
 
@@ -28,8 +31,6 @@ UNAIDED = 192  # problems of no more units are solved faster than better prices 
 ROUNDS, BIDS = 3, 4
 FEW = 24  # of a large matrix, so small a share of the rows is searched for faster than choosing columns takes
 MANY = 8  # prices that leave a larger share of the rows without a column after a search are worse than none
-# Pairs are tight if they fall short of the best by no more than this share: the rounding of float64.
-TIGHT = 1e-15
 
 
 @compiled
@@ -53,20 +54,28 @@ def sizes(stack: Array) -> Array:
 
 @compiled
 def sizes_by_bits(stack: Array, bits: Array) -> Array:
-    """Do `sizes`, the bits given: but for the sign, those of a larger number are larger, and those of NaN the largest.
+    """Do `sizes`, the bits given."""
+    total = np.empty(len(stack))
+    for b in range(len(stack)):
+        total[b] = size_by_bits(stack[b], bits[b])
+    return total
+
+
+@inlined
+def size_by_bits(matrix: Array, bits: Array) -> float:
+    """Do `sizes` of one matrix, the bits given: but for the sign, those of a larger number are larger, of NaN largest.
 
     Maxima of integers are found in vectors, those of numbers that may be NaN are not.
     """
-    batch, n = bits.shape[:2]
-    total, tops, mask = np.zeros(batch), np.empty(n, bits.dtype), bits.dtype.type(np.iinfo(bits.dtype).max)
-    for b in range(batch):
-        for i in range(n):
-            row, top = bits[b, i], bits.dtype.type(0)
-            for column in range(n):
-                top = max(top, row[column] & mask)
-            tops[i] = top
-        for size in tops.view(stack.dtype):
-            total[b] += size
+    n, total, mask = len(bits), 0.0, bits.dtype.type(np.iinfo(bits.dtype).max)
+    tops = np.empty(n, bits.dtype)
+    for i in range(n):
+        row, top = bits[i], bits.dtype.type(0)
+        for column in range(n):
+            top = max(top, row[column] & mask)
+        tops[i] = top
+    for size in tops.view(matrix.dtype):
+        total += size
     return total
 
 
@@ -97,6 +106,20 @@ def bound(stack: Array, prices: Array, index: Array, reach: float, sample: int) 
                     most = max(most, reach * abs(gain))
             for i in range(n):
                 prices[b, i] = min(prices[b, i] - lowest, most)
+
+
+def solve_stack(stack: Array, index: Array, prices: Array, most: float, is_near: bool) -> Array:
+    """Find the best assignments of a stack in place; return their sizes (`sizes`), duality gaps, and values.
+
+    Gaps are shares of the sizes. With a size above `most`, nothing but sizes is found. For the rest see `solve`.
+    """
+    found = np.zeros((3, len(stack)))
+    found[0] = sizes(stack)
+    if (found[0] <= most).all():
+        short = [solve(*problem, is_near) for problem in zip(stack, prices, index, strict=True)]
+        found[1] = short / np.maximum(found[0], TINY)
+        found[2] = values(stack, index)
+    return found
 
 
 def solve(matrix: Array, prices: Array, index: Array, is_near: bool) -> float:

@@ -20,6 +20,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 # Of so many columns together the best margin is noted: where it lies is then looked for among them alone.
 CHUNK = 32
 INFINITY = np.inf
+# Pairs are tight if they fall short of the best by no more than this share: the rounding of float64.
+TIGHT = 1e-15
+TINY = float(np.finfo(np.float64).tiny)
 
 
 def compiled(function: Function, **more: Any) -> Function:
@@ -31,8 +34,13 @@ def compiled(function: Function, **more: Any) -> Function:
 
 
 def inlined(function: Function) -> Function:
-    """Make a part of its only caller, to be compiled with that alone."""
+    """Make a part of its callers, to be compiled with those alone."""
     return cast(Function, numba.njit(inline="always")(function))
+
+
+def inside(function: Function) -> Function:
+    """Return a copy of a compiled function that is part of its callers (`inlined`)."""
+    return inlined(cast(Function, cast(Any, function).py_func))
 
 
 def _chosen(comparison: str) -> Callable[[Any, Any], Any]:

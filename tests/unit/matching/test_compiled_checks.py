@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from onebasin.matching.assignment import REACH, SAMPLE, Start, _bounded, _size, 
 
 pytest.importorskip("numba")
 
-from onebasin.matching import compiled, compiled_paths, compiled_prices, compiled_rows
+from onebasin.matching import compiled, compiled_paths, compiled_prices, compiled_rows, compiled_small
 
 N = 67
 
@@ -70,7 +71,7 @@ def test_sizes_are_sums_of_the_largest_gains_and_not_finite_if_a_gain_is_not(dty
 
 def signatures() -> dict[str, int]:
     """Return for how many kinds of arguments each function has been compiled."""
-    modules = (compiled, compiled_paths, compiled_prices, compiled_rows)
+    modules = (compiled, compiled_paths, compiled_prices, compiled_rows, compiled_small)
     functions = {name: value for module in modules for name, value in vars(module).items()}
     return {name: len(value.signatures) for name, value in functions.items() if hasattr(value, "signatures")}
 
@@ -79,14 +80,48 @@ def test_a_matrix_of_another_layout_or_size_is_not_compiled_for_again(monkeypatc
     """Compiling is what the first use waits for."""
     monkeypatch.setattr(compiled, "DENSE", N // 2)  # so that what large matrices need is compiled, too
     gains = torch.randn(2 * N, 2 * N, generator=torch.Generator().manual_seed(0))
+    few = slice(0, N // 2), slice(0, N // 2)  # a small matrix
     solve(gains, solve(-gains))
+    solve(gains[few])
     before = signatures()
     found = solve(gains.T)
     for other in (gains.T, gains.T.clone(), gains.T[None], gains.T.half(), gains.T.requires_grad_()):
         solve(other, None if other.dim() > 2 else found)
+        solve(other[..., *few], solve(-gains[few].expand(*other.shape[:-2], -1, -1)))
     for part in (gains[::2, 1::2], gains.expand(3, -1, -1), gains[:, :N].reshape(-1, N, N)):
         solve(part, solve(part + 1))
     assert signatures() == before
-    assert min(before["augment"], before["augment_sparsely"]) > 0
+    assert min(before["augment"], before["augment_sparsely"], before["solve_each"]) > 0
     solve(gains.double())
+    solve(gains[few].double())
     assert max(signatures().values()) <= 2
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 64])
+def test_small_problems_are_measured_as_large_ones_are(n: int) -> None:
+    gains = torch.stack([part[:n, :n] for part in problems()[0]])
+    gains[1] *= 1e30
+    found = {}
+    for module, more in ((compiled, (False,)), (compiled_small, ())):
+        index, prices = np.full((3, n), -1), np.zeros((3, n))
+        found[module] = (index, module.solve_stack(gains.numpy(), index, prices, 1e300, *more))
+    (index, expected), (small, measured) = found.values()
+    assert np.array_equal(small, index)
+    assert measured == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    assert 0 < expected[0].min()
+
+
+@pytest.mark.parametrize("module", [compiled, compiled_small], ids=lambda module: module.__name__)
+def test_of_gains_that_are_too_large_only_the_size_is_found(module: Any) -> None:
+    gains = problems()[0][:, :9, :9].contiguous()
+    sizes = _size(gains).numpy()
+    for bad in (math.nan, math.inf):
+        wrong = gains.clone()
+        wrong[2, 3, 4] = bad
+        for most, stack in ((sizes.min() / 2, gains), (1e300, wrong)):
+            index, prices = np.full((3, 9), -1), np.zeros((3, 9))
+            size, _, value = module.solve_stack(stack.numpy(), index, prices, most, *([False] * (module is compiled)))
+            assert size[:2] == pytest.approx(sizes[:2])
+            assert (index[2] == -1).all()
+            assert value[2] == 0
+            assert np.isfinite(size[2]) == (stack is gains)
