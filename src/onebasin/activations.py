@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import length_hint
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -153,7 +154,7 @@ class Activations:
             params_a = recompute_batchnorm(self.model, params_a, self.batches, progress)
             params_b = recompute_batchnorm(self.model, params_b, self.batches, progress)
         moments = ActivationMoments(self.model, spec, params_a, params_b, self.outputs)
-        total = len(self.batches) if isinstance(self.batches, Sized) else 0
+        total = length_hint(self.batches)
         for done, batch in enumerate(self.batches, 1):
             moments.update(batch)
             progress("activations", done, total)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def check_streams(streams: Mapping[str, ChannelMoments], batch: int) -> None:
 
 
 def _run(predict: Predict, batches: Iterable[Any], streams: Mapping[str, ChannelMoments], progress: Progress) -> int:
-    done, total = 0, len(batches) if isinstance(batches, Sized) else 0
+    done, total = 0, length_hint(batches)
     for done, batch in enumerate(batches, 1):
         args, kwargs = inputs_of(batch)
         predict(*args, **kwargs)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -154,7 +155,7 @@ class Best:
         self, spec: PermutationSpec, params_a: Params, params_b: Params, progress: Progress
     ) -> PairStatistics:
         moments = PairMoments(self.model, spec, params_a, params_b, self.outputs)
-        total = len(self.batches) if isinstance(self.batches, Sized) else 0
+        total = length_hint(self.batches)
         for done, batch in enumerate(self.batches, 1):
             moments.update(batch)
             progress("statistics", done, total)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class LayerInputs:
         """
         check_repeatable(self.batches)
         moments = LayerMoments(self.model, params, self.patches, self.outputs)
-        total = len(self.batches) if isinstance(self.batches, Sized) else 0
+        total = length_hint(self.batches)
         for done, batch in enumerate(self.batches, 1):
             moments.update(batch)
             progress("layer inputs", done, total)

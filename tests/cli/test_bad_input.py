@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -159,6 +160,7 @@ def test_data_that_are_no_batches_of_the_model(
     refused(f"align a.pt b.safetensors {MODEL} --matcher {matcher} --data given.py:given --out new", words)
 
 
+SECONDS = re.compile(r'"seconds": [^,}]+')
 READING_BATCHES = [
     "align --matcher activation --data",
     "align --matcher straight-through --epochs 1 --data",
@@ -168,6 +170,27 @@ READING_BATCHES = [
     "barrier --repair --points 3 --eval net.py:loss --data",
     "analyze --batches",
 ]
+
+
+@pytest.mark.parametrize("flags", READING_BATCHES)
+def test_a_loader_that_does_not_know_its_length(flags: str, run: Run, refused: Refused, folder: Path) -> None:
+    """It has a method for it, which raises TypeError when it is called."""
+    (folder / "stream.py").write_text(
+        "import net\nfrom torch.utils.data import DataLoader, IterableDataset\n\n"
+        "class Rows(IterableDataset):\n"
+        "    def __init__(self, rows): self.rows = rows\n"
+        "    def __iter__(self): return iter(self.rows)\n\n"
+        "def few(): return DataLoader(Rows(list(zip(net.X, net.Y))), batch_size=11)\n"
+        "def none(): return DataLoader(Rows([]), batch_size=11)\n"
+        "def listed(): return list(few())\n"
+    )
+    verb, _, rest = flags.partition(" ")
+    line = f"{verb} a.pt b.safetensors {MODEL} {rest} stream.py:"
+    few, listed = (run(f"{line}{name} --json --out {name} --force") for name in ("few", "listed"))
+    assert (few.status, listed.status) == (0, 0), few.stderr + listed.stderr
+    found, expected = (json.dumps(ran.document["results"]) for ran in (few, listed))
+    assert SECONDS.sub("", found).replace("few", "listed") == SECONDS.sub("", expected)
+    refused(f"{line}none --out new", "at least one batch")
 
 
 @pytest.mark.parametrize("flags", READING_BATCHES)

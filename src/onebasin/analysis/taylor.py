@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any, Literal, get_args
 
 import torch
@@ -128,7 +129,7 @@ def taylor_barrier(
         check_trained(model, params, what)
     names = [name for name, _ in model.named_parameters()]
     mu = {name: (params_b[name].to(params_a[name]) - params_a[name]).detach() for name in names}
-    sums, count, total = torch.zeros(2, 3, dtype=torch.float64), 0, len(batches) if isinstance(batches, Sized) else 0
+    sums, count, total = torch.zeros(2, 3, dtype=torch.float64), 0, length_hint(batches)
     with eval_mode(model), torch.enable_grad():
         for done, batch in enumerate(batches, 1):
             size = labels_of(batch).numel()

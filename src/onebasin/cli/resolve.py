@@ -9,8 +9,9 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -168,11 +169,12 @@ def load_batches(name: str, what: str) -> Iterable[Any]:
     if not isinstance(batches, Iterable) or isinstance(batches, torch.Tensor | Mapping | str):
         got, do = f"{what} {name} gives a {type(batches).__name__}", "return a list or loader; [batch] if there is one"
         raise UsageError(got, "batches of inputs", do)
-    if isinstance(batches, Sized) and not len(batches):
+    # A loader over an iterable dataset has a length, but raises TypeError when asked for it.
+    if not length_hint(batches, 1):
         raise UsageError(f"{what} {name} gives no batches", "at least one batch of inputs", "check what it returns")
     # A generator is empty after one pass; a loader may be too large to keep.
     found = guarded(lambda: list(batches), f"{what} {name}") if isinstance(batches, Iterator) else batches
-    return Batches(found, f"{what} {name}") if isinstance(found, Sized) else found
+    return Batches(found, f"{what} {name}")
 
 
 def guarded(function: Callable[[], T], doing: str, batches: Iterable[Any] | None = None) -> T:

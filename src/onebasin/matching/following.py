@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import length_hint
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -179,7 +180,7 @@ class _Run:
     def descend(self, progress: Progress) -> None:
         """Go through all epochs, or until a loss or a gradient is not finite."""
         batches, epochs = self.settings.batches, self.settings.epochs
-        length = len(batches) if isinstance(batches, Sized) else 0
+        length = length_hint(batches)
         rates = [group["lr"] for group in self.mover.optimizer.param_groups]
         for epoch in range(1, epochs + 1):
             number = 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
+from operator import length_hint
 from typing import Any
 from weakref import ref
 
@@ -105,7 +106,7 @@ class Repairs:
         check_repeatable(batches)
         self.model, self.batches, self.left = model, batches, _left(model, spec)
         layers = {n: one for n, one in model.named_modules() if n not in self.left and _puts_out(n, one, spec)}
-        self.size = len(batches) if isinstance(batches, Sized) else 0
+        self.size = length_hint(batches)
         told = _counted(progress, 0, (len(ends) + 1) * self.size)
         self.found = [_measured(model, params, layers, batches, told) for params in ends]
         lost = [name for name in layers if any(name not in one for one in self.found)]
