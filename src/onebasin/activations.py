@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from onebasin import layout
 from onebasin.batchnorm import recompute_batchnorm
-from onebasin.errors import SpecError, UsageError
+from onebasin.errors import SpecError, no_batches
 from onebasin.functional import check_repeatable
 from onebasin.layout import Axes
 from onebasin.moments import CrossMoments, CrossStatistics
@@ -105,7 +105,7 @@ class ActivationMoments:
             ParamsError: activations are not finite.
         """
         if not self.batches:
-            raise UsageError("no batches", "at least one batch of inputs", "pass a list or a DataLoader")
+            raise no_batches()
         found = {name: self.streams[name].finalize() for name in self.spec.sizes if name in self.streams}
         measured = {name: statistics.covariance for name, statistics in found.items()}
         check_measured(measured, "activations that are not finite", "groups")

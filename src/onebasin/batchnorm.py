@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from onebasin.errors import UsageError
+from onebasin.errors import UsageError, no_batches
 from onebasin.functional import Predict, eval_mode, inputs_of, with_params
 from onebasin.moments import ChannelMoments
 from onebasin.params import TOO_NARROW, Params, check_finite, check_measured
@@ -108,9 +108,7 @@ def _run(predict: Predict, batches: Iterable[Any], streams: Mapping[str, Channel
         check_streams(streams, done)
         progress("batch norm statistics", done, total)
     if not done:
-        raise UsageError(
-            "no batches", "at least one batch of inputs", "pass a list or a DataLoader, not a used iterator"
-        )
+        raise no_batches()
     return done
 
 

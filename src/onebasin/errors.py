@@ -53,6 +53,13 @@ def check_counts(least: int, **counts: object) -> None:
             raise UsageError(f"{name}={count!r}", f"a whole number, {least} or more", do)
 
 
+def no_batches() -> UsageError:
+    """Return the error to raise where there was not one batch to read."""
+    return UsageError(
+        "no batches", "at least one batch of inputs", "pass a list or a DataLoader with data, not a used iterator"
+    )
+
+
 def near(name: str, names: Iterable[str]) -> list[str]:
     """Return those of `names` that are spelt like `name`, the nearest first."""
     return get_close_matches(name, list(names), n=3)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebasin.errors import UsageError
+from onebasin.errors import no_batches
 from onebasin.functional import check_repeatable
 from onebasin.layers import LayerStatistics, Operand
 from onebasin.moments import ChannelMoments, SecondMoments, SecondStatistics
@@ -120,7 +120,7 @@ class LayerMoments:
             ParamsError: inputs of a layer are not finite.
         """
         if not self.batches:
-            raise UsageError("no batches", "at least one batch of inputs", "pass a list or a DataLoader")
+            raise no_batches()
         found = {name: stream.finalize() for name, stream in self.streams.items()}
         measured = {name: one.inputs.covariance for name, one in found.items()}
         check_measured(measured, "inputs that are not finite", "weights")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from onebasin.errors import UsageError
+from onebasin.errors import UsageError, no_batches
 from onebasin.functional import (
     BatchLoss,
     Predict,
@@ -144,7 +144,7 @@ class Between:
             self._is_for_channels_last = self._runs_channels_last(first)
             break
         else:
-            raise UsageError("no batches", "at least one batch of inputs", "check the data")
+            raise no_batches()
 
     def at(self, permutation: Permutation) -> float:
         """Return J of `permutation`.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from onebasin.errors import UsageError, check_counts
+from onebasin.errors import UsageError, check_counts, no_batches
 from onebasin.functional import (
     BatchLoss,
     Predict,
@@ -193,7 +193,7 @@ class _Run:
                     return
                 progress(self.settings.task, (epoch - 1) * length + number, epochs * length)
             if not number:
-                raise UsageError("no batches", "at least one", "check the data")
+                raise no_batches()
             self.history.append(-self.lowest)
 
     def step(self, batch: Any) -> bool:

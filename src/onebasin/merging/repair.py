@@ -16,7 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from onebasin import layout
 from onebasin.batchnorm import check_streams, recompute_batchnorm, tracking_layers
-from onebasin.errors import UsageError
+from onebasin.errors import UsageError, no_batches
 from onebasin.functional import check_repeatable, eval_mode, inputs_of, with_params
 from onebasin.interpolate import mean, shares_of
 from onebasin.layout import Axes
@@ -253,7 +253,7 @@ def _measured(
             check_streams(streams, done)
             told()
     if not done:
-        raise UsageError("no batches", "at least one batch of inputs", "pass a list or a DataLoader")
+        raise no_batches()
     return {name: _statistics(stream.finalize()) for name, stream in streams.items() if calls[name] == done}
 
 
