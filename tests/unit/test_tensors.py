@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from onebasin.matching.tensors import change_of_sum, difference_of_rows, dot, squares, transposed
+from onebasin.matching.tensors import (
+    change_of_columns,
+    change_of_rows,
+    change_of_sum,
+    columns,
+    difference_of_columns,
+    difference_of_rows,
+    dot,
+    dot_in_order,
+    squares,
+    transposed,
+)
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 SHAPES = [(0, 3), (1, 1), (3, 130), (67, 19), (130, 70)]
@@ -41,9 +52,9 @@ def test_small_terms_are_not_lost_beside_large_ones() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_copies_have_the_same_values_in_rows(shape: tuple[int, int], dtype: torch.dtype) -> None:
     for x in matrices(shape, dtype):
-        found = transposed(x)
+        found = transposed(torch.stack([x, -x]))
         assert found.is_contiguous()
-        assert torch.equal(found, x.T)
+        assert torch.equal(found, torch.stack([x.T, -x.T]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -54,6 +65,50 @@ def test_differences_are_those_of_the_rows_named(dtype: torch.dtype) -> None:
         assert torch.equal(found, x[now].to(found.dtype) - x[before].to(found.dtype))
         assert not found[0].any()
         assert found[1:].any()
+
+
+@pytest.mark.parametrize("width", [1, 9])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_columns_and_their_differences_are_those_named(dtype: torch.dtype, width: int) -> None:
+    now, before = torch.tensor([3, 0, 18, 3]), torch.tensor([3, 5, 0, 18])
+    for x in matrices((67, 19 * width), dtype):
+        x = x.unflatten(1, (19, width))
+        assert torch.equal(columns(x, now), x[:, now])
+        found = difference_of_columns(x, now, before)
+        assert torch.equal(found, x[:, now].to(found.dtype) - x[:, before].to(found.dtype))
+        assert not found[:, 0].any()
+        assert found[:, 1:].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (7,), (7, 5), (7, 5, 3, 2), (1, 7, 1, 5)], ids=str)
+def test_a_dot_product_is_taken_in_the_orders_of_any_axes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    for number in range(1 << len(shape)):
+        axes = [axis for axis in range(len(shape)) if number >> axis & 1]
+        orders = {axis: torch.randperm(shape[axis], generator=generator) for axis in axes}
+        moved = y
+        for axis, order in orders.items():
+            moved = moved.index_select(axis, order)
+        expected = pytest.approx((x.double() * moved.double()).sum().item(), rel=1e-12)
+        assert dot_in_order(x, y, orders) == expected
+        assert dot_in_order(x.flip(0) if shape else x, y.flip(0) if shape else y, {}) == pytest.approx(dot(x, y))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_change_of_products_is_that_of_the_units_named(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    a, b = (torch.randn(11, 7, 3, generator=generator).to(dtype) for _ in range(2))
+    source = torch.randperm(7, generator=generator)
+    units, to, was = (torch.randperm(11, generator=generator)[:4] for _ in range(3))
+    expected = (a[units].double() * (b[to].double() - b[was].double())[:, source]).sum().item()
+    assert change_of_rows(a, b, units, to, was, source) == pytest.approx(expected, rel=1e-12)
+    last = a.movedim(0, 2), b.movedim(0, 2)
+    for x, y in (last, (last[0].contiguous(), last[1]), tuple(side.contiguous() for side in last)):
+        assert change_of_columns(x, y, units, to, was, source) == pytest.approx(expected, rel=1e-12)
+    assert change_of_rows(a, b, units, was, to, source) == pytest.approx(-expected, rel=1e-12)
+    assert change_of_rows(a, b, units[:0], to[:0], was[:0], source) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

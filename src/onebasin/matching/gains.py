@@ -103,10 +103,10 @@ class Level:
         is solved for is never permuted.
         """
         dims = (*self.batch(group), new(group), old(group))
-        total: Tensor | None = None
+        result: Tensor | None = None
         for part in itertools.chain((term.contract(dims) for term in terms), more):
-            total = part if total is None else total + part.to(total.device)
-        return torch.zeros([self.spec.sizes[dim.group] for dim in dims]) if total is None else total
+            result = part if result is None else result + part.to(result.device)
+        return torch.zeros([self.spec.sizes[dim.group] for dim in dims]) if result is None else result
 
 
 def order_of(spec: PermutationSpec, dims: Sequence[Dim], rows: Rows) -> Tensor:
@@ -229,7 +229,7 @@ class KeptGains:
         units, was, now = _moved(*self._orders(before, after))
         pairs = zip(self.products, self.seen, strict=True)
         products = math.fsum(product.change(units, now, was, order) for product, order in pairs)
-        return products + _total(self.spec, self.constants, after) - _total(self.spec, self.constants, before)
+        return products + total(self.spec, self.constants, after) - total(self.spec, self.constants, before)
 
     def _orders(self, *orders: Rows) -> list[Tensor]:
         return [order_of(self.spec, self.dims, rows).to(self.device) for rows in orders]
@@ -288,7 +288,7 @@ class FamilyGains:
 
     def change(self, before: Rows, after: Rows, least: float) -> float:
         """Return what `after` gains over `before`; exact, unless certainly more, or certainly less, than `least`."""
-        rest = _total(self.spec, self.rest, after) - _total(self.spec, self.rest, before)
+        rest = total(self.spec, self.rest, after) - total(self.spec, self.rest, before)
         parts = [kept.change(before, after) for kept in self.kept]
         gained = rest + math.fsum(part for part, _ in parts)
         for bounds in zip(*(bounds for _, bounds in parts), strict=True):
@@ -324,5 +324,12 @@ def _olds(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
     return tuple(dim._replace(new=False) for dim in dims)
 
 
-def _total(spec: PermutationSpec, terms: Iterable[Term], rows: Rows) -> float:
-    return math.fsum(Level(spec).settle(term, rows).total() for term in terms)
+def total(spec: PermutationSpec, terms: Iterable[Term], rows: Rows) -> float:
+    """Return what terms are worth with every group in the order that `rows` give, summed in float64."""
+    level = Level(spec)
+    return math.fsum(_total(level, term, rows) for term in terms)
+
+
+def _total(level: Level, term: Term, rows: Rows) -> float:
+    found = term.total_in(rows)
+    return level.settle(term, rows).total() if found is None else found

@@ -11,7 +11,7 @@ from functools import cached_property
 from torch import Tensor
 
 from onebasin.errors import ParamsError, listing
-from onebasin.matching.gains import Level, rows_of
+from onebasin.matching.gains import Level, rows_of, total
 from onebasin.matching.terms import Term, constant_term, feature_terms
 from onebasin.permutation import Permutation
 from onebasin.spec import PermutationSpec
@@ -70,9 +70,8 @@ class Objective:
 
     def value(self, permutation: Permutation, holding: str | None = None) -> float:
         """Return the objective at `permutation`, summed in float64; of the tensors that hold one group, if given."""
-        level, rows = Level(self.spec), rows_of(permutation)
         terms = self.blocks if holding is None else self.holding(holding)
-        return math.fsum(level.settle(term, rows).total() for term in terms)
+        return total(self.spec, terms, rows_of(permutation))
 
     def gain(self, permutation: Permutation, group: str) -> Tensor:
         """Return `Float[Tensor, "*parents n n"]`: what old unit k is worth as new unit i, all other groups fixed.

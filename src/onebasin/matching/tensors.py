@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from onebasin.params import compute_dtype
 CHUNK = 1 << 15
 # Rows that are squared at a time, for the same reason.
 ROWS = 64
+# Elements that are compared in float64 at a time.
+EXACT_PIECE = 1 << 18
 # What numba reads.
 PLAIN = (torch.float32, torch.float64)
 
@@ -29,6 +32,29 @@ def dot(x: Tensor, y: Tensor) -> float:
     return math.fsum(torch.dot(a.double().flatten(), b.double().flatten()).item() for a, b in pieces)
 
 
+def dot_in_order(x: Tensor, y: Tensor, orders: Mapping[int, Tensor]) -> float:
+    """Return the dot product (`dot`) of `x` and `y`, that with its positions in the order given along these axes."""
+    moved = {axis: order for axis, order in orders.items() if not torch.equal(order, torch.arange(len(order)))}
+    if not moved or not _is_for_numba(x, y):
+        for axis, order in moved.items():
+            y = y.index_select(axis, order.to(y.device))
+        return dot(x, y)
+    from onebasin.matching import compiled_tensors
+
+    rows = [moved[axis] if axis in moved else torch.arange(size) for axis, size in enumerate(x.shape)]
+    middle = min(max(1, *moved), x.dim() - 1)
+    grids = [_grid(part).numpy() for part in (rows[:middle], rows[middle:])]
+    return compiled_tensors.dot_in_order(*(side.view(*map(len, grids)).numpy() for side in (x, y)), *grids)
+
+
+def _grid(orders: Sequence[Tensor]) -> Tensor:
+    """Return the order of the positions of a grid, counted row by row, from that along every axis."""
+    grid = torch.zeros(1, dtype=torch.int64)
+    for order in orders:
+        grid = (grid[:, None] * len(order) + order).flatten()
+    return grid
+
+
 def squares(x: Tensor) -> Tensor:
     """Return the sum of squares of every column of a matrix, in the dtype of products."""
     if _is_for_numba(x):
@@ -41,12 +67,21 @@ def squares(x: Tensor) -> Tensor:
 
 
 def transposed(x: Tensor) -> Tensor:
-    """Copy the columns of a matrix into rows."""
+    """Copy the columns of every matrix of a stack into rows."""
     if _is_for_numba(x):
         from onebasin.matching import compiled_tensors
 
         return torch.from_numpy(compiled_tensors.transposed(x.numpy()))
-    return x.T.contiguous()
+    return x.transpose(1, 2).contiguous()
+
+
+def columns(x: Tensor, where: Tensor) -> Tensor:
+    """Return `x[:, where]` of a tensor of three axes."""
+    if _is_for_numba(x):
+        from onebasin.matching import compiled_tensors
+
+        return torch.from_numpy(compiled_tensors.columns(x.numpy(), where.numpy()))
+    return x.index_select(1, where)
 
 
 def difference_of_rows(x: Tensor, now: Tensor, before: Tensor) -> Tensor:
@@ -55,8 +90,21 @@ def difference_of_rows(x: Tensor, now: Tensor, before: Tensor) -> Tensor:
         from onebasin.matching import compiled_tensors
 
         return torch.from_numpy(compiled_tensors.difference_of_rows(x.numpy(), now.numpy(), before.numpy()))
+    return _difference(x, 0, now, before)
+
+
+def difference_of_columns(x: Tensor, now: Tensor, before: Tensor) -> Tensor:
+    """Return `x[:, now] - x[:, before]` of a tensor of three axes, in the dtype of products."""
+    if _is_for_numba(x):
+        from onebasin.matching import compiled_tensors
+
+        return torch.from_numpy(compiled_tensors.difference_of_columns(x.numpy(), now.numpy(), before.numpy()))
+    return _difference(x, 1, now, before)
+
+
+def _difference(x: Tensor, axis: int, now: Tensor, before: Tensor) -> Tensor:
     dtype = compute_dtype(x)
-    return x.index_select(0, now).to(dtype).sub_(x.index_select(0, before).to(dtype))
+    return x.index_select(axis, now).to(dtype).sub_(x.index_select(axis, before).to(dtype))
 
 
 def change_of_sum(x: Tensor, was: Tensor, now: Tensor) -> tuple[float, float]:
@@ -68,6 +116,28 @@ def change_of_sum(x: Tensor, was: Tensor, now: Tensor) -> tuple[float, float]:
     i = (now != was).nonzero()[:, 0]
     taken, left = x[i, now[i]].double(), x[i, was[i]].double()
     return (taken - left).sum().item(), (taken.abs() + left.abs()).sum().item()
+
+
+def change_of_rows(a: Tensor, b: Tensor, units: Tensor, to: Tensor, was: Tensor, source: Tensor) -> float:
+    """Return the sum over i, j of `a[units[i], j] . (b[to[i], source[j]] - b[was[i], source[j]])`, in float64."""
+    if _is_for_numba(a, b):
+        from onebasin.matching import compiled_tensors
+
+        return compiled_tensors.change_of_rows(a.numpy(), b.numpy(), *(x.numpy() for x in (units, to, was, source)))
+    total, step = 0.0, max(1, EXACT_PIECE * len(a) // max(a.numel(), 1))
+    for unit, new, old in zip(*(x.split(step) for x in (units, to, was)), strict=True):
+        difference = b[new].double() - b[old].double()
+        total += (a[unit].double() * difference[:, source]).sum().item()
+    return total
+
+
+def change_of_columns(a: Tensor, b: Tensor, units: Tensor, to: Tensor, was: Tensor, source: Tensor) -> float:
+    """Do `change_of_rows` where units lie along the last axis of three."""
+    if _is_for_numba(a, b):
+        from onebasin.matching import compiled_tensors
+
+        return compiled_tensors.change_of_columns(a.numpy(), b.numpy(), *(x.numpy() for x in (units, to, was, source)))
+    return change_of_rows(a.movedim(2, 0), b.movedim(2, 0), units, to, was, source)
 
 
 def _is_for_numba(*tensors: Tensor) -> bool:

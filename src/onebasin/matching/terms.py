@@ -20,7 +20,7 @@ from torch import Tensor
 
 from onebasin import layout
 from onebasin.layout import Axes
-from onebasin.matching.tensors import dot
+from onebasin.matching.tensors import dot, dot_in_order
 from onebasin.params import compute_dtype
 from onebasin.spec import PermutationSpec
 
@@ -180,6 +180,15 @@ class Term:
         dims = tuple(dict.fromkeys(self.a.dims + self.b.dims))
         a, b = torch.broadcast_tensors(self.a.aligned(dims), self.b.aligned(dims))
         return dot(a, b)
+
+    def total_in(self, rows: Mapping[str, Labelled]) -> float | None:
+        """Sum everything up in the order of `rows` without a copy; None where that takes more than a row per axis."""
+        olds = tuple(dim._replace(new=False) if dim.group else dim for dim in self.a.dims)
+        groups = {dim.group for dim in olds if dim.group}
+        if self.b.dims != olds or any(group not in rows or rows[group].dims != (new(group),) for group in groups):
+            return None
+        orders = {axis: rows[dim.group].values for axis, dim in enumerate(olds) if dim.group}
+        return dot_in_order(self.a.values, self.b.values, orders)
 
     @cached_property
     def bound(self) -> float:
