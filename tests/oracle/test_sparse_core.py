@@ -15,7 +15,8 @@ from torch import Tensor
 
 from onebasin.matching import assignment, core
 from onebasin.matching.assignment import WHOLE, solve
-from onebasin.matching.core import Array, Core, Solution, solve_by_core
+from onebasin.matching.core import Array, Core, Solution, solve_by_cores
+from onebasin.matching.sinkhorn_prices import sinkhorn_prices
 
 N, LARGER = 67, WHOLE + 64
 FAMILIES = ["power law", "planted", "uniform", "integers", "equal", "rows twice", "many scales"]
@@ -149,15 +150,46 @@ def test_columns_that_rows_can_hardly_tell_apart_are_contested() -> None:
     assert not apart._is_contested(apart.slack(np.zeros(N)))
 
 
+def test_a_stack_is_priced_at_once_and_solved_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of matrices that are settled, begin near, or have nothing to begin with, each is priced only if it must be."""
+    gains = torch.stack([gains_of("power law", LARGER, seed) for seed in (0, 1, 2, 2, 2)])
+    gains[4, 0] *= 1e9
+    alone = [solve_by_cores(matrix[None], None)[0] for matrix in gains]
+    assert alone[4] is None
+    priced = []
+
+    def counted(stack: Tensor, start: Tensor | None = None) -> Tensor:
+        priced.append((len(stack), start is not None))
+        return sinkhorn_prices(stack, start)
+
+    monkeypatch.setattr(core, "sinkhorn_prices", counted)
+    together = solve_by_cores(gains, None)
+    assert priced == [(4, False)]
+    columns = [torch.arange(LARGER) if one is None else one.columns for one in together]
+    prices = [torch.zeros(LARGER).double() if one is None else one.prices for one in together]
+    order = [0, 2, 1, 3, 4]  # two begin with what belongs to another
+    again = solve_by_cores(gains, (torch.stack(columns)[order], torch.stack(prices)[order]))
+    assert priced[1:] == [(2, False)]
+    for found, other, one in zip(alone, together, again, strict=True):
+        assert (found is None) == (other is None) == (one is None)
+        if found is not None and other is not None and one is not None:
+            assert torch.equal(found.columns, other.columns)
+            assert torch.equal(found.columns, one.columns)
+    near = gains[:3] + 0.05 * gains[0].std() * torch.randn(gains[:3].shape, generator=torch.Generator().manual_seed(0))
+    moved = solve_by_cores(near, (torch.stack(columns)[:3], torch.stack(prices)[:3]))
+    assert [one is not None and one.short < 1e-9 for one in moved] == [True] * 3
+    assert priced[2:] == [(2, True)]
+
+
 def test_memory_that_is_kept_serves_every_thread_and_mode() -> None:
     """What is computed in other threads, or first in inference mode, must not spoil it."""
     gains = [gains_of("power law", LARGER, seed) for seed in range(3)]
-    alone = [solve_by_core(matrix, None) for matrix in gains]
+    alone = [solve_by_cores(matrix[None], None)[0] for matrix in gains]
 
     def solved_twice(matrix: Tensor) -> Solution | None:
         with torch.inference_mode():
-            solve_by_core(matrix.flip(0), None)
-        return solve_by_core(matrix, None)
+            solve_by_cores(matrix.flip(0)[None], None)
+        return solve_by_cores(matrix[None], None)[0]
 
     with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(solved_twice, 3 * gains))

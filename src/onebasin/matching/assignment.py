@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from onebasin.errors import ParamsError, UsageError
-from onebasin.matching.core import shortfalls, solve_by_core, to_host
+from onebasin.matching.core import LARGE_BLOCK, shortfalls, solve_by_cores, to_host
 from onebasin.matching.sinkhorn_prices import scratch
 
 # Elements that are treated together: small problems share a pass, and the pass stays within the cache.
@@ -114,7 +114,7 @@ def _in_torch(gains: Tensor, warm: Assignment | None) -> Assignment:
 
 
 def _in_pieces(stack: Tensor, start: Start | None) -> Found:
-    many = max(1, BATCH // stack.shape[-1] ** 2)
+    many = max(1, (BATCH if stack.device.type == "cpu" else LARGE_BLOCK) // stack.shape[-1] ** 2)
     parts = zip(*(part.split(many) for part in (stack, *(start or ()))), strict=True)
     found = [_solve_stack(piece, Start(*part) if part else None) for piece, *part in parts]
     return Found(*(torch.cat(parts) for parts in zip(*found, strict=True)))
@@ -188,10 +188,9 @@ def _by_paths(gains: Tensor, warm: Assignment | None) -> Assignment:
 
 
 def _by_cores(stack: Tensor, start: Start | None) -> Found:
-    """Solve one after the other by a sparse core; by scipy in whole what is not solved so."""
+    """Solve a stack by sparse cores; by scipy in whole what is not solved so."""
     found = []
-    for b, matrix in enumerate(stack):
-        one = solve_by_core(matrix, None if start is None else (start.columns[b], start.prices[b]))
+    for matrix, one in zip(stack, solve_by_cores(stack, start), strict=True):
         if one is None:
             found.append(_by_scipy(matrix[None]))
         else:

@@ -188,34 +188,65 @@ def _fetched(matrix: Tensor, positions: Tensor) -> Array:
     return gains
 
 
-def solve_by_core(matrix: Tensor, start: tuple[Tensor, Tensor] | None) -> Solution | None:
-    """Solve one matrix, from an assignment and prices if there are any; None if a core does not get there.
+class _Begun(NamedTuple):
+    """Prices to begin one matrix with, and an assignment, if there is one; `is_loose` if better prices come first."""
 
-    The core is solved, and gets the arcs that are worth more at its prices than those assigned, until there are none:
-    then these prices prove the assignment for the whole matrix.
+    columns: Tensor | None
+    prices: Tensor
+    is_loose: bool
+
+
+def solve_by_cores(stack: Tensor, start: tuple[Tensor, Tensor] | None) -> list[Solution | None]:
+    """Solve every matrix of a stack, from assignments and prices if there are any; None if a core does not get there.
+
+    A core is solved, and gets the arcs that are worth more at its prices than those assigned, until there are none:
+    then these prices prove the assignment for the whole matrix. The prices that cores are chosen by are found for all
+    matrices at once.
 
     Args:
-        matrix: `Float[Tensor, "n n"]` in float32 or float64, on any device.
-        start: `Int[Tensor, "n"]` and `Float64[Tensor, "n"]` on the host.
+        stack: `Float[Tensor, "batch n n"]` in float32 or float64, on any device.
+        start: `Int[Tensor, "batch n"]` and `Float64[Tensor, "batch n"]` on the host.
     """
-    n, device = len(matrix), matrix.device
-    some = matrix[:: _step(n)]
+    starts = [None] * len(stack) if start is None else list(zip(*start, strict=True))
+    begun = [_begin(matrix, one) for matrix, one in zip(stack, starts, strict=True)]
+    for is_near in (False, True):
+        _improve(stack, begun, is_near)
+    return [_solve(matrix, one) if isinstance(one, _Begun) else one for matrix, one in zip(stack, begun, strict=True)]
+
+
+def _begin(matrix: Tensor, start: tuple[Tensor, Tensor] | None) -> Solution | _Begun | None:
+    """Return the solution if the prices at hand settle it, or what to begin a core with."""
+    some = matrix[:: _step(len(matrix))]
     largest = some.abs().amax(-1)
     if largest.amax() > SCALES * largest.median():
         return None
-    index, prices = (None, matrix.amax(0).double()) if start is None else (part.to(device) for part in start)
+    index, prices = (None, matrix.amax(0).double()) if start is None else (part.to(matrix.device) for part in start)
     loose = _loose(some, prices, index)
     if index is not None and loose > LOOSE_MOST:
         index, prices = None, matrix.amax(0).double()
         loose = _loose(some, prices, None)
-    if loose <= SETTLED_MOST:
-        settled = _settled(matrix, prices, index)
-        if settled is not None:
-            return settled
-    if loose > (LOOSE_COLD if index is None else LOOSE):
-        prices = sinkhorn_prices(matrix[None], None if index is None else prices[None])[0]
-    core = _near(matrix, prices.to(matrix.dtype), torch.arange(n, device=device) if index is None else index)
-    return _completed(matrix, core, to_host(prices).numpy())
+    settled = _settled(matrix, prices, index) if loose <= SETTLED_MOST else None
+    return settled or _Begun(index, prices, loose > (LOOSE_COLD if index is None else LOOSE))
+
+
+def _improve(stack: Tensor, begun: list[Solution | _Begun | None], is_near: bool) -> None:
+    """Find better prices where they come first: from those at hand with `is_near`, else from nothing."""
+    loose = {
+        b: one
+        for b, one in enumerate(begun)
+        if isinstance(one, _Begun) and one.is_loose and (one.columns is not None) == is_near
+    }
+    if loose:
+        matrices = stack if len(loose) == len(stack) else stack[list(loose)]
+        start = torch.stack([one.prices for one in loose.values()]) if is_near else None
+        for (b, one), prices in zip(loose.items(), sinkhorn_prices(matrices, start), strict=True):
+            begun[b] = one._replace(prices=prices)
+
+
+def _solve(matrix: Tensor, begun: _Begun) -> Solution | None:
+    index = torch.arange(len(matrix), device=matrix.device) if begun.columns is None else begun.columns
+    core = _near(matrix, begun.prices.to(matrix.dtype), index)
+    return _completed(matrix, core, to_host(begun.prices).numpy())
 
 
 def _step(n: int) -> int:
