@@ -10,7 +10,6 @@ from onebasin.matching.tensors import (
     change_of_columns,
     change_of_rows,
     change_of_sum,
-    columns,
     difference_of_columns,
     difference_of_rows,
     dot,
@@ -69,11 +68,10 @@ def test_differences_are_those_of_the_rows_named(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("width", [1, 9])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_columns_and_their_differences_are_those_named(dtype: torch.dtype, width: int) -> None:
+def test_differences_of_columns_are_those_of_the_columns_named(dtype: torch.dtype, width: int) -> None:
     now, before = torch.tensor([3, 0, 18, 3]), torch.tensor([3, 5, 0, 18])
     for x in matrices((67, 19 * width), dtype):
         x = x.unflatten(1, (19, width))
-        assert torch.equal(columns(x, now), x[:, now])
         found = difference_of_columns(x, now, before)
         assert torch.equal(found, x[:, now].to(found.dtype) - x[:, before].to(found.dtype))
         assert not found[:, 0].any()
@@ -94,6 +92,12 @@ def test_a_dot_product_is_taken_in_the_orders_of_any_axes(shape: tuple[int, ...]
         expected = pytest.approx((x.double() * moved.double()).sum().item(), rel=1e-12)
         assert dot_in_order(x, y, orders) == expected
         assert dot_in_order(x.flip(0) if shape else x, y.flip(0) if shape else y, {}) == pytest.approx(dot(x, y))
+
+
+def test_neither_side_is_rounded_to_the_dtype_of_the_other() -> None:
+    x, y = torch.ones(3, 2), torch.full((3, 2), 1 / 3, dtype=torch.float64)
+    for one, other in ((x, y), (y, x)):
+        assert dot_in_order(one, other, {1: torch.tensor([1, 0])}) == pytest.approx(2, rel=1e-15)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -22,7 +22,7 @@ def dot(x: Array, y: Array) -> float:
 
 def dot_in_order(x: Array, y: Array, rows: Array, columns: Array) -> float:
     """Return the sum of `x[i, j] * y[rows[i], columns[j]]`, multiplied and summed in float64."""
-    total, row = 0.0, np.empty(x.shape[1], x.dtype)
+    total, row = 0.0, np.empty(y.shape[1], y.dtype)
     for i in range(x.shape[0]):
         one, other = x[i], y[rows[i]]
         for j in range(row.shape[0]):
@@ -89,25 +89,6 @@ def difference_of_rows(x: Array, now: Array, before: Array) -> Array:
         new, old, row = x[now[k]], x[before[k]], out[k]
         for at in range(row.shape[0]):
             row[at] = new[at] - old[at]
-    return out
-
-
-@compiled
-def columns(x: Array, where: Array) -> Array:
-    """Return `x[:, where]`, the last axis beside the columns."""
-    n, m, width = x.shape
-    out, row = np.empty((n, len(where), width), x.dtype), np.empty((m, width), x.dtype)
-    for i in range(n):
-        read(x[i], row)
-        taken = out[i]
-        if width == 1:
-            for k in range(len(where)):
-                taken[k, 0] = row[where[k], 0]
-        else:
-            for k in range(len(where)):
-                column, one = row[where[k]], taken[k]
-                for at in range(width):
-                    one[at] = column[at]
     return out
 
 

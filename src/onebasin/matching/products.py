@@ -14,7 +14,6 @@ from torch import Tensor
 from onebasin.matching.tensors import (
     change_of_columns,
     change_of_rows,
-    columns,
     difference_of_columns,
     difference_of_rows,
     squares,
@@ -140,10 +139,12 @@ class Side:
 
     def columns(self, where: Tensor | slice) -> Tensor:
         """Return `Float[Tensor, "n columns"]` of the positions `where` of m."""
-        if self.units_first:
-            part = self.values[:, where] if isinstance(where, slice) else columns(self.values, where)
-            return part.flatten(1)
-        return (self.values[where] if isinstance(where, slice) else self.values.index_select(0, where)).flatten(0, 1).T
+        axis = 1 if self.units_first else 0
+        if isinstance(where, slice):
+            part = self.values[:, where] if self.units_first else self.values[where]
+        else:
+            part = self.values.index_select(axis, where)
+        return part.flatten(1) if self.units_first else part.flatten(0, 1).T
 
     def differences(self, now: Tensor, before: Tensor) -> Tensor:
         """Return `columns(now) - columns(before)` in the dtype of products."""

@@ -34,7 +34,7 @@ def dot(x: Tensor, y: Tensor) -> float:
 
 def dot_in_order(x: Tensor, y: Tensor, orders: Mapping[int, Tensor]) -> float:
     """Return the dot product (`dot`) of `x` and `y`, that with its positions in the order given along these axes."""
-    moved = {axis: order for axis, order in orders.items() if not torch.equal(order, torch.arange(len(order)))}
+    moved = {axis: order for axis, order in orders.items() if not _is_as_before(order)}
     if not moved or not _is_for_numba(x, y):
         for axis, order in moved.items():
             y = y.index_select(axis, order.to(y.device))
@@ -45,6 +45,10 @@ def dot_in_order(x: Tensor, y: Tensor, orders: Mapping[int, Tensor]) -> float:
     middle = min(max(1, *moved), x.dim() - 1)
     grids = [_grid(part).numpy() for part in (rows[:middle], rows[middle:])]
     return compiled_tensors.dot_in_order(*(side.view(*map(len, grids)).numpy() for side in (x, y)), *grids)
+
+
+def _is_as_before(order: Tensor) -> bool:
+    return torch.equal(order, torch.arange(len(order), device=order.device))
 
 
 def _grid(orders: Sequence[Tensor]) -> Tensor:
@@ -73,15 +77,6 @@ def transposed(x: Tensor) -> Tensor:
 
         return torch.from_numpy(compiled_tensors.transposed(x.numpy()))
     return x.transpose(1, 2).contiguous()
-
-
-def columns(x: Tensor, where: Tensor) -> Tensor:
-    """Return `x[:, where]` of a tensor of three axes."""
-    if _is_for_numba(x):
-        from onebasin.matching import compiled_tensors
-
-        return torch.from_numpy(compiled_tensors.columns(x.numpy(), where.numpy()))
-    return x.index_select(1, where)
 
 
 def difference_of_rows(x: Tensor, now: Tensor, before: Tensor) -> Tensor:
