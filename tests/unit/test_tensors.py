@@ -89,9 +89,8 @@ def test_a_dot_product_is_taken_in_the_orders_of_any_axes(shape: tuple[int, ...]
         moved = y
         for axis, order in orders.items():
             moved = moved.index_select(axis, order)
-        expected = pytest.approx((x.double() * moved.double()).sum().item(), rel=1e-12)
-        assert dot_in_order(x, y, orders) == expected
-        assert dot_in_order(x.flip(0) if shape else x, y.flip(0) if shape else y, {}) == pytest.approx(dot(x, y))
+        expected = (x.double() * moved.double()).sum().item()
+        assert dot_in_order(x, y, orders) == pytest.approx(expected, rel=1e-12)
 
 
 def test_neither_side_is_rounded_to_the_dtype_of_the_other() -> None:

@@ -24,9 +24,8 @@ def dot_in_order(x: Array, y: Array, rows: Array, columns: Array) -> float:
     """Return the sum of `x[i, j] * y[rows[i], columns[j]]`, multiplied and summed in float64."""
     total, row = 0.0, np.empty(y.shape[1], y.dtype)
     for i in range(x.shape[0]):
-        one, other = x[i], y[rows[i]]
-        for j in range(row.shape[0]):
-            row[j] = other[j]
+        one = x[i]
+        read(y[rows[i]], row)
         for j in range(row.shape[0]):
             total += np.float64(one[j]) * np.float64(row[columns[j]])
     return total
@@ -113,7 +112,7 @@ def difference_of_columns(x: Array, now: Array, before: Array) -> Array:
 
 @inlined
 def read(x: Array, into: Array) -> None:
-    """Copy a matrix into the cache, in order: values are then read in any other two to three times as fast."""
+    """Copy an array into the cache, in order: values are then read in any other two to three times as fast."""
     source, target = x.reshape(-1), into.reshape(-1)
     for at in range(target.shape[0]):
         target[at] = source[at]

@@ -34,7 +34,7 @@ def dot(x: Tensor, y: Tensor) -> float:
 
 def dot_in_order(x: Tensor, y: Tensor, orders: Mapping[int, Tensor]) -> float:
     """Return the dot product (`dot`) of `x` and `y`, that with its positions in the order given along these axes."""
-    moved = {axis: order for axis, order in orders.items() if not _is_as_before(order)}
+    moved = {axis: order for axis, order in orders.items() if not is_as_before(order)}
     if not moved or not _is_for_numba(x, y):
         for axis, order in moved.items():
             y = y.index_select(axis, order.to(y.device))
@@ -47,7 +47,8 @@ def dot_in_order(x: Tensor, y: Tensor, orders: Mapping[int, Tensor]) -> float:
     return compiled_tensors.dot_in_order(*(side.view(*map(len, grids)).numpy() for side in (x, y)), *grids)
 
 
-def _is_as_before(order: Tensor) -> bool:
+def is_as_before(order: Tensor) -> bool:
+    """Return whether an order leaves everything where it is."""
     return torch.equal(order, torch.arange(len(order), device=order.device))
 
 

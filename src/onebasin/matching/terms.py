@@ -20,7 +20,7 @@ from torch import Tensor
 
 from onebasin import layout
 from onebasin.layout import Axes
-from onebasin.matching.tensors import dot, dot_in_order
+from onebasin.matching.tensors import dot, dot_in_order, is_as_before
 from onebasin.params import compute_dtype
 from onebasin.spec import PermutationSpec
 
@@ -100,8 +100,9 @@ class Labelled:
             return self
         index = Labelled(index.values.to(self.values.device), index.dims)
         if index.dims == (target,) and target not in self.dims:
-            is_as_before = torch.equal(index.values, torch.arange(len(index.values), device=index.values.device))
-            values = self.values if is_as_before else self.values.index_select(self.dims.index(source), index.values)
+            values = self.values
+            if not is_as_before(index.values):
+                values = values.index_select(self.dims.index(source), index.values)
             return Labelled(values, self.dims).renamed({source: target})
         added = tuple(dim for dim in index.dims if dim not in self.dims and dim != target)
         dims, axis = added + self.dims, len(added) + self.dims.index(source)

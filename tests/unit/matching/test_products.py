@@ -23,17 +23,15 @@ def tensors() -> Iterator[Tensor]:
         yield x[:1].expand(5, -1, -1, -1).permute(axes)
 
 
-@pytest.mark.parametrize("rows", range(5))
+@pytest.mark.parametrize("rows", range(4))
 def test_what_counts_as_a_matrix_is_what_can_be_viewed_as_one_with_rows_in_one_run(rows: int) -> None:
     answers = set()
     for values in tensors():
         shape = values.shape[:rows].numel(), values.shape[rows:].numel()
         try:
-            is_one = shape[1] == 1 or values.view(shape).stride(1) == 1
+            is_one = values.view(shape).stride(1) == 1 or shape[1] == 1
         except RuntimeError:
             is_one = False
-        if shape[1] == 1:
-            continue  # any stride will do
         assert _is_matrix(values, rows) == is_one
         answers.add(is_one)
-    assert answers == ({True, False} if rows < 4 else set())
+    assert answers == {True, False}
