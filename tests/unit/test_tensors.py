@@ -13,6 +13,7 @@ from onebasin.matching.tensors import (
     difference_of_columns,
     difference_of_rows,
     dot,
+    dot_and_norms,
     dot_in_order,
     squares,
     transposed,
@@ -36,7 +37,10 @@ def matrices(shape: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
 def test_sums_are_those_of_float64(shape: tuple[int, int], dtype: torch.dtype) -> None:
     for x in matrices(shape, dtype):
         y = x.flip(0)
-        assert dot(x, y) == pytest.approx((x.double() * y.double()).sum().item(), rel=1e-12, abs=1e-12)
+        both = (x.double() * y.double()).sum().item()
+        assert dot(x, y) == pytest.approx(both, rel=1e-12, abs=1e-12)
+        norms = x.double().norm().item(), y.double().norm().item()
+        assert dot_and_norms(x, y) == pytest.approx((both, *norms), rel=1e-5, abs=1e-12)
         torch.testing.assert_close(squares(x).double(), x.double().square().sum(0), rtol=1e-5, atol=0)
 
 

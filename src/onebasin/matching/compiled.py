@@ -6,6 +6,8 @@ Everywhere `matrix` holds gains in their own dtype (a `stack` several), `prices`
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from onebasin.matching.compiled_paths import DENSE, augment, augment_sparsely, without_column
@@ -47,36 +49,22 @@ def is_start(index: Array, prices: Array) -> bool:
     return True
 
 
-def sizes(stack: Array) -> Array:
-    """Return the sum over rows of the largest absolute gain of every matrix; not finite, if a gain is not."""
-    return sizes_by_bits(stack, stack.view(np.int32 if stack.itemsize == 4 else np.int64))
-
-
-@compiled
-def sizes_by_bits(stack: Array, bits: Array) -> Array:
-    """Do `sizes`, the bits given."""
-    total = np.empty(len(stack))
-    for b in range(len(stack)):
-        total[b] = size_by_bits(stack[b], bits[b])
-    return total
+def bits_of(stack: Array) -> Array:
+    """Return the bits of float32 or float64 as integers, which `largest_by_bits` compares."""
+    return stack.view(np.int32 if stack.itemsize == 4 else np.int64)
 
 
 @inlined
-def size_by_bits(matrix: Array, bits: Array) -> float:
-    """Do `sizes` of one matrix, the bits given: but for the sign, those of a larger number are larger, of NaN largest.
+def largest_by_bits(bits: Array) -> Any:
+    """Return the bits of the largest absolute gain of a row; of NaN, if there is one.
 
-    Maxima of integers are found in vectors, those of numbers that may be NaN are not.
+    But for the sign, the bits of a larger number are larger, and of NaN largest. Maxima of integers are found in
+    vectors, those of numbers that may be NaN are not.
     """
-    n, total, mask = len(bits), 0.0, bits.dtype.type(np.iinfo(bits.dtype).max)
-    tops = np.empty(n, bits.dtype)
-    for i in range(n):
-        row, top = bits[i], bits.dtype.type(0)
-        for column in range(n):
-            top = max(top, row[column] & mask)
-        tops[i] = top
-    for size in tops.view(matrix.dtype):
-        total += size
-    return total
+    top, mask = bits.dtype.type(0), bits.dtype.type(np.iinfo(bits.dtype).max)
+    for column in range(bits.shape[0]):
+        top = max(top, bits[column] & mask)
+    return top
 
 
 @compiled
@@ -109,42 +97,49 @@ def bound(stack: Array, prices: Array, index: Array, reach: float, sample: int) 
 
 
 def solve_stack(stack: Array, index: Array, prices: Array, most: float, is_near: bool) -> Array:
-    """Find the best assignments of a stack in place; return their sizes (`sizes`), duality gaps, and values.
+    """Find the best assignments of a stack in place.
 
-    Gaps are shares of the sizes. With a size above `most`, nothing but sizes is found. For the rest see `solve`.
+    Returns the size of each matrix (the sum over rows of the largest absolute gain), the duality gap as a share of it,
+    and the value. A matrix whose size is not finite, or above `most`, is not solved, and its size not summed to the
+    end. For the rest see `solve`.
     """
     found = np.zeros((3, len(stack)))
-    found[0] = sizes(stack)
+    for b, problem in enumerate(zip(stack, prices, index, strict=True)):
+        found[0, b], found[1, b] = solve(*problem, most, is_near)
     if (found[0] <= most).all():
-        short = [solve(*problem, is_near) for problem in zip(stack, prices, index, strict=True)]
-        found[1] = short / np.maximum(found[0], TINY)
+        found[1] /= np.maximum(found[0], TINY)
         found[2] = values(stack, index)
     return found
 
 
-def solve(matrix: Array, prices: Array, index: Array, is_near: bool) -> float:
-    """Find the best assignment of one problem in place; return its duality gap, proved by prices.
+def solve(matrix: Array, prices: Array, index: Array, most: float, is_near: bool) -> tuple[float, float]:
+    """Find the best assignment of one problem in place; return its size and duality gap, proved by prices.
 
     `index` and `prices` are where to start from; with `is_near`, prices are those of similar gains. In the end they are
     in the middle of those that prove it (`centre`). Each step is compiled by itself when it is first needed.
     """
     problem, n = (matrix, prices, index), len(index)
-    missing, short = first_pass(*problem)
-    if missing == 0:
-        return short
+    size, missing, short = first_pass(*problem, bits_of(matrix), most)
+    if missing == 0 or not size <= most:
+        return size, short
     if missing > MISSING * n:
         is_far = not is_near or missing > MISSING_MOST * n
         if n > UNAIDED:
             scale_prices(matrix, prices, not is_far)
         elif is_far:
             prices[:] = 0
-        index[:] = -1
-        first_pass(*problem)
+        start_anew(*problem)
     bid(*problem)
     if n > DENSE:
         search_sparsely(*problem)
     augment(*problem)
-    return centre(*problem)
+    return size, centre(*problem)
+
+
+def start_anew(matrix: Array, prices: Array, index: Array) -> None:
+    """Let all rows take a best column that is free."""
+    index[:] = -1
+    first_pass(matrix, prices, index, bits_of(matrix[:0]), INFINITY)
 
 
 def search_sparsely(matrix: Array, prices: Array, index: Array) -> None:
@@ -153,20 +148,27 @@ def search_sparsely(matrix: Array, prices: Array, index: Array) -> None:
     if len(without_column(index)[0]) > n // FEW:
         augment_sparsely(matrix, prices, index)
         if len(without_column(index)[0]) > n // MANY:
-            prices[:], index[:] = 0, -1
-            first_pass(matrix, prices, index)
+            prices[:] = 0
+            start_anew(matrix, prices, index)
 
 
 @compiled
-def first_pass(matrix: Array, prices: Array, index: Array) -> tuple[int, float]:
+def first_pass(matrix: Array, prices: Array, index: Array, bits: Array, most: float) -> tuple[float, int, float]:
     """Keep the pairs of `index` that are tight, then let rows without one take a best column that is free.
 
-    Returns how many rows have no column, and by how much the others fall short of their best. With all rows in place,
-    that is the duality gap.
+    Returns the size of the matrix, if its `bits` are given; how many rows have no column, and by how much the others
+    fall short of their best. With all rows in place, that is the duality gap. A size that is not finite, or above
+    `most`, ends the pass.
     """
-    n, missing, short = index.shape[0], 0, 0.0
+    n, missing, short, size = index.shape[0], 0, 0.0, 0.0
     asked, best, wish, tops = prices.copy(), np.empty(n), np.empty(n, np.int64), chunks(n)
+    largest = np.empty(1, bits.dtype)
     for i in range(n):  # a column that is taken has an infinite price in `asked`
+        if bits.shape[0] > 0:
+            largest[0] = largest_by_bits(bits[i])
+            size += largest.view(matrix.dtype)[0]
+            if not size <= most:
+                return size, 0, 0.0
         column = index[i]
         if column >= 0:
             best[i] = best_margin(matrix[i], prices)
@@ -184,7 +186,7 @@ def first_pass(matrix: Array, prices: Array, index: Array) -> tuple[int, float]:
                 index[i], asked[wish[i]] = wish[i], INFINITY
             else:
                 missing += 1
-    return missing, short
+    return size, missing, short
 
 
 @compiled

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onebasin.matching.compiled import bid, size_by_bits
+from onebasin.matching.compiled import bid, bits_of, largest_by_bits
 from onebasin.matching.compiled_paths import augment
 from onebasin.matching.compiled_prices import centre
 from onebasin.matching.compiled_rows import INFINITY, TIGHT, TINY, Array, compiled, inlined, inside, larger
@@ -17,18 +17,20 @@ bid_here, augment_here, centre_here = inside(bid), inside(augment), inside(centr
 
 def solve_stack(stack: Array, index: Array, prices: Array, most: float) -> Array:
     """Do what `compiled.solve_stack` does, for problems of some dozens of units."""
-    bits = stack.view(np.int32 if stack.itemsize == 4 else np.int64)
-    return solve_each(stack, bits, index, prices, most)
+    return solve_each(stack, bits_of(stack), index, prices, most)
 
 
 @compiled
 def solve_each(stack: Array, bits: Array, index: Array, prices: Array, most: float) -> Array:
     """Solve one problem after the other in place; `bits` are those of `stack`."""
     batch, n = index.shape
-    found = np.zeros((3, batch))
+    found, largest = np.zeros((3, batch)), np.empty(n, bits.dtype)
     for b in range(batch):
         matrix, columns, paid = stack[b], index[b], prices[b]
-        found[0, b] = size_by_bits(matrix, bits[b])
+        for i in range(n):
+            largest[i] = largest_by_bits(bits[b, i])
+        for size in largest.view(matrix.dtype):
+            found[0, b] += size
         if found[0, b] <= most:
             first_columns(matrix, paid, columns)
             bid_here(matrix, paid, columns)

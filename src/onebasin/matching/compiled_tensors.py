@@ -12,12 +12,13 @@ NARROW = 16  # so few columns are copied one by one
 REORDERED = {"reassoc", "nsz", "contract"}  # sums may be taken in any order, and so in vectors
 
 
-def dot(x: Array, y: Array) -> float:
-    """Return the sum of products of two vectors, multiplied and summed in float64."""
-    total = 0.0
+def dots(x: Array, y: Array) -> tuple[float, float, float]:
+    """Return x.y, x.x and y.y of two vectors, multiplied and summed in float64."""
+    both = first = second = 0.0
     for at in range(x.shape[0]):
-        total += np.float64(x[at]) * np.float64(y[at])
-    return total
+        a, b = np.float64(x[at]), np.float64(y[at])
+        both, first, second = both + a * b, first + a * a, second + b * b
+    return both, first, second
 
 
 def dot_in_order(x: Array, y: Array, rows: Array, columns: Array) -> float:
@@ -41,14 +42,13 @@ def squares(x: Array) -> Array:
     return total
 
 
-dot, squares = compiled(dot, fastmath=REORDERED), compiled(squares, fastmath=REORDERED)
+dots, squares = compiled(dots, fastmath=REORDERED), compiled(squares, fastmath=REORDERED)
 dot_in_order = compiled(dot_in_order, fastmath=REORDERED)
 
 
 @compiled
-def transposed(x: Array) -> Array:
-    """Copy the columns of every matrix of a stack into rows."""
-    out = np.empty((x.shape[0], x.shape[2], x.shape[1]), x.dtype)
+def transpose_all(x: Array, out: Array) -> None:
+    """Write the columns of every matrix of a stack into the rows of `out`."""
     for number in range(len(x)):
         one, other = x[number], out[number]
         if len(other) > NARROW:
@@ -58,7 +58,6 @@ def transposed(x: Array) -> Array:
                 row = other[at]
                 for i in range(row.shape[0]):
                     row[i] = one[i, at]
-    return out
 
 
 @inlined

@@ -27,8 +27,10 @@ REBUILD = 0.75
 # How far a kept matrix may be from a new one, in units of rounding: about what new ones in another order differ by.
 DRIFT = 4.0
 # An addition rounds an entry by eps / sqrt(12) of it in the mean square, so fewer than this do not wear a matrix: those
-# that were made of it have moved it by less than 70 % of `DRIFT`, and what was lost within products is less.
+# that were made of it have moved it by less than 70 % of `DRIFT`, and what was lost within products is less. That holds
+# for a matrix as large as the bound of its products; smaller ones lose less. On the way it was hardly this much larger.
 FEW = 6 * DRIFT**2
+LARGER = 2.0
 
 # The order of one position.
 NO_ORDER = torch.zeros(1, dtype=torch.int64)
@@ -155,7 +157,7 @@ class KeptGains:
         self._is_kept = varies and budget.take(self.n**2 * self.dtype.itemsize)
         self.matrix: Tensor | None = None
         self.seen: list[Tensor] = []
-        self.roundings, self.sums, self.updates = [0] * len(products), 0, 0
+        self.roundings, self.sums, self.added, self.updates = [0] * len(products), 0, 0, 0
 
     def update(self, rows: Rows) -> Tensor:
         """Return the matrix at `rows`: by the columns that changed if they are not too many, else anew."""
@@ -169,10 +171,15 @@ class KeptGains:
 
     def _updated(self, orders: list[Tensor], changed: list[Tensor]) -> Tensor:
         assert self.matrix is not None
+        before = self.sums
         for number, (product, where) in enumerate(zip(self.products, changed, strict=True)):
             if len(where):
                 self._note(number, product.add_change_to(self.matrix, where, orders[number], self.seen[number]))
-        self.seen, self.updates = orders, self.updates + any(map(len, changed))
+        self.seen, self.updates, self.added = (
+            orders,
+            self.updates + any(map(len, changed)),
+            self.added + self.sums - before,
+        )
         return self.matrix
 
     def _computed(self, orders: list[Tensor]) -> Tensor:
@@ -183,7 +190,7 @@ class KeptGains:
         self.roundings, self.sums = [0] * len(self.products), len(self.constants)
         for number, product in enumerate(self.products):
             self._note(number, product.add_to(matrix, orders[number]))
-        self.matrix, self.seen, self.updates = matrix, orders, 0
+        self.matrix, self.seen, self.updates, self.added = matrix, orders, 0, 0
         return matrix
 
     def _note(self, number: int, rounding: Rounding) -> None:
@@ -233,6 +240,13 @@ class KeptGains:
 
     def _orders(self, *orders: Rows) -> list[Tensor]:
         return [order_of(self.spec, self.dims, rows).to(self.device) for rows in orders]
+
+    def may_be_worn(self) -> bool:
+        """Return whether so much was added to the matrix since it was computed that rounding may have worn it."""
+        if self.matrix is None or self.added <= FEW:
+            return False
+        size = min(LARGER * torch.linalg.vector_norm(self.matrix).item(), self.scale)
+        return self.added * size**2 > FEW * self.scale**2
 
     def is_worn(self) -> bool:
         """Return whether updates have moved the matrix further from what it should be than rounding moves a new one.
@@ -303,7 +317,7 @@ class FamilyGains:
 
     def renew(self) -> bool:
         """Let go of what has been worn by many updates; return whether there was any."""
-        worn = [kept for kept in self.kept if kept.sums > FEW and kept.is_worn()]
+        worn = [kept for kept in self.kept if kept.may_be_worn() and kept.is_worn()]
         for kept in worn:
             kept.matrix = None
         return bool(worn)

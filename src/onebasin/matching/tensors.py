@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,12 +22,21 @@ EXACT_PIECE = 1 << 18
 PLAIN = (torch.float32, torch.float64)
 
 
-def dot(x: Tensor, y: Tensor) -> float:
-    """Return the sum of `x * y`, tensors of one shape, multiplied and summed in float64."""
+def dot_and_norms(x: Tensor, y: Tensor) -> tuple[float, float, float]:
+    """Return the dot product (`dot`) of two tensors of one shape, and the Euclidean norm of each."""
     if _is_for_numba(x, y):
         from onebasin.matching import compiled_tensors
 
-        return compiled_tensors.dot(x.view(-1).numpy(), y.view(-1).numpy())
+        both, first, second = compiled_tensors.dots(x.view(-1).numpy(), y.view(-1).numpy())
+        return both, math.sqrt(first), math.sqrt(second)
+    first, second = (torch.linalg.vector_norm(side, dtype=compute_dtype(side)).item() for side in (x, y))
+    return dot(x, y), first, second
+
+
+def dot(x: Tensor, y: Tensor) -> float:
+    """Return the sum of `x * y`, tensors of one shape, multiplied and summed in float64."""
+    if _is_for_numba(x, y):
+        return dot_and_norms(x, y)[0]
     rows = max(1, CHUNK * len(x) // max(x.numel(), 1)) if x.dim() else 1
     pieces = zip(x.split(rows), y.split(rows), strict=True) if x.dim() else ((x, y),)
     return math.fsum(torch.dot(a.double().flatten(), b.double().flatten()).item() for a, b in pieces)
@@ -34,15 +44,14 @@ def dot(x: Tensor, y: Tensor) -> float:
 
 def dot_in_order(x: Tensor, y: Tensor, orders: Mapping[int, Tensor]) -> float:
     """Return the dot product (`dot`) of `x` and `y`, that with its positions in the order given along these axes."""
-    moved = {axis: order for axis, order in orders.items() if not is_as_before(order)}
-    if not moved or not _is_for_numba(x, y):
-        for axis, order in moved.items():
+    if not orders or not _is_for_numba(x, y):
+        for axis, order in orders.items():
             y = y.index_select(axis, order.to(y.device))
         return dot(x, y)
     from onebasin.matching import compiled_tensors
 
-    rows = [moved[axis] if axis in moved else torch.arange(size) for axis, size in enumerate(x.shape)]
-    middle = min(max(1, *moved), x.dim() - 1)
+    rows = [orders[axis] if axis in orders else torch.arange(size) for axis, size in enumerate(x.shape)]
+    middle = min(max(1, *orders), x.dim() - 1)
     grids = [_grid(part).numpy() for part in (rows[:middle], rows[middle:])]
     return compiled_tensors.dot_in_order(*(side.view(*map(len, grids)).numpy() for side in (x, y)), *grids)
 
@@ -76,7 +85,10 @@ def transposed(x: Tensor) -> Tensor:
     if _is_for_numba(x):
         from onebasin.matching import compiled_tensors
 
-        return torch.from_numpy(compiled_tensors.transposed(x.numpy()))
+        source = x.numpy()
+        out = np.empty(source.swapaxes(1, 2).shape, source.dtype)  # of numpy, for its large pages
+        compiled_tensors.transpose_all(source, out)
+        return torch.from_numpy(out)
     return x.transpose(1, 2).contiguous()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from onebasin import layout
 from onebasin.layout import Axes
-from onebasin.matching.tensors import dot, dot_in_order, is_as_before
+from onebasin.matching.tensors import dot, dot_and_norms, dot_in_order, is_as_before
 from onebasin.params import compute_dtype
 from onebasin.spec import PermutationSpec
 
@@ -184,12 +184,26 @@ class Term:
 
     def total_in(self, rows: Mapping[str, Labelled]) -> float | None:
         """Sum everything up in the order of `rows` without a copy; None where that takes more than a row per axis."""
-        olds = tuple(dim._replace(new=False) if dim.group else dim for dim in self.a.dims)
-        groups = {dim.group for dim in olds if dim.group}
-        if self.b.dims != olds or any(group not in rows or rows[group].dims != (new(group),) for group in groups):
+        groups = {dim.group for dim in self._olds if dim.group}
+        if not self._is_paired or any(group not in rows or rows[group].dims != (new(group),) for group in groups):
             return None
-        orders = {axis: rows[dim.group].values for axis, dim in enumerate(olds) if dim.group}
-        return dot_in_order(self.a.values, self.b.values, orders)
+        orders = {axis: rows[dim.group].values for axis, dim in enumerate(self._olds) if dim.group}
+        moved = {axis: order for axis, order in orders.items() if not is_as_before(order)}
+        return dot_in_order(self.a.values, self.b.values, moved) if moved else self._measures[0]
+
+    @property
+    def _olds(self) -> tuple[Dim, ...]:
+        return tuple(dim._replace(new=False) if dim.group else dim for dim in self.a.dims)
+
+    @property
+    def _is_paired(self) -> bool:
+        """Return whether both tensors have the same axes, in the new and in the old order."""
+        return self.b.dims == self._olds
+
+    @cached_property
+    def _measures(self) -> tuple[float, float, float]:
+        """What a paired term is worth as it stands, |a| and |b|: one pass for all three."""
+        return dot_and_norms(self.a.values, self.b.values)
 
     @cached_property
     def bound(self) -> float:
@@ -199,8 +213,7 @@ class Term:
         """
         if not self.b.dims:
             return self.a.values.abs().flatten(self.a.values.dim() // 2).amax(-1).sum().item()
-        norms = [torch.linalg.vector_norm(x, dtype=compute_dtype(x)).item() for x in (self.a.values, self.b.values)]
-        return math.prod(norms)
+        return math.prod(self._measures[1:])
 
 
 def feature_terms(a: Tensor, b: Tensor, axes: Axes) -> Iterator[Term]:

@@ -21,10 +21,12 @@ def deep_mlp() -> PermutationSpec:
     return PermutationSpec.from_axes(axes, shapes)
 
 
-def objective_of(dtype: torch.dtype) -> Objective:
-    """Features of an MLP, and a constant gain, in `dtype`."""
+def objective_of(dtype: torch.dtype, positive: bool = False) -> Objective:
+    """Features of an MLP, and a constant gain, in `dtype`; of `positive` ones, products are large."""
     spec = deep_mlp()
     a, b = ({name: x.to(dtype) for name, x in random_params(spec, seed).items()} for seed in (0, 1))
+    if positive:
+        a, b = ({name: x.abs() for name, x in side.items()} for side in (a, b))
     constant = torch.randn(31, 31, generator=torch.Generator().manual_seed(2)).to(dtype)
     return WeightMatching().objective(spec, a, b) + Objective(spec, gains={"P1": constant})
 
@@ -68,15 +70,15 @@ def test_many_changes_are_taken_anew() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_rounding_alone_does_not_wear_a_matrix(dtype: torch.dtype) -> None:
-    family, _ = kept_after(objective_of(dtype), swaps=60)
-    assert family.kept[0].sums > FEW
+    family, _ = kept_after(objective_of(dtype, positive=True), swaps=60)
+    assert family.kept[0].may_be_worn()
     assert not family.renew()
     assert family.kept[0].matrix is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_a_matrix_that_has_drifted_is_worn_and_computed_anew(dtype: torch.dtype) -> None:
-    objective = objective_of(dtype)
+    objective = objective_of(dtype, positive=True)
     family, p = kept_after(objective, swaps=60)
     (kept,) = family.kept
     assert kept.matrix is not None
@@ -102,13 +104,24 @@ def test_drift_is_measured_over_all_entries(dtype: torch.dtype, seed: int) -> No
     assert kept.is_worn()
 
 
+def test_what_was_added_counts_by_the_size_of_the_matrix_and_from_when_it_was_computed() -> None:
+    positive, _ = kept_after(objective_of(torch.float32, positive=True), swaps=60)
+    mixed, p = kept_after(objective_of(torch.float32), swaps=60)
+    assert mixed.kept[0].added == positive.kept[0].added > FEW
+    assert positive.kept[0].may_be_worn()
+    assert not mixed.kept[0].may_be_worn()
+    for kept in positive.kept:
+        kept.matrix = None
+    positive.update(rows_of(p))
+    assert positive.kept[0].added == 0
+    assert not positive.kept[0].may_be_worn()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_so_few_additions_wear_no_matrix_even_of_one_sign(dtype: torch.dtype) -> None:
-    spec = deep_mlp()
-    a, b = ({name: x.abs().to(dtype) for name, x in random_params(spec, seed).items()} for seed in (0, 1))
-    family, p = kept_after(WeightMatching().objective(spec, a, b), swaps=0)
+def test_so_few_additions_wear_no_matrix_even_of_positive(dtype: torch.dtype) -> None:
+    family, p = kept_after(objective_of(dtype, positive=True), swaps=0)
     (kept,) = family.kept
-    while kept.sums <= FEW:
+    while kept.added <= FEW:
         p = swapped(p, kept.updates % 25 + 1)
         family.update(rows_of(p))
     assert kept.updates > 40
