@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -178,22 +178,29 @@ def _add_blocks(gains: Tensor, pieces: Iterable[tuple[Tensor, Tensor]]) -> Round
     block = BLOCK if gains.numel() <= CACHED else LONG_BLOCK
     longest, count = 0, 0
     for left, right in pieces:
-        columns, rows = left.to(gains.dtype).split(block, 1), right.to(gains.dtype).T.split(block)
-        for x, y in zip(columns, rows, strict=True):
+        columns, rows = left.to(gains.dtype), right.to(gains.dtype).T
+        for x, y in zip(_split(columns, block, 1), _split(rows, block), strict=True):
             gains.addmm_(x, y)
             longest, count = max(longest, x.shape[1]), count + 1
     return Rounding(longest, count)
 
 
+def _split(x: Tensor, size: int, axis: int = 0) -> Sequence[Tensor]:
+    """Do what torch's split does, at once if there is nothing to be split: calls count at some hundred units."""
+    return x.split(size, axis) if x.shape[axis] > size else (x,)
+
+
 def _run(where: Tensor) -> Tensor | slice:
     """Return positions that follow each other as a slice, which is a view."""
     first = int(where[0])
-    is_run = torch.equal(where, torch.arange(first, first + len(where), device=where.device))
+    is_run = len(where) == 1 or torch.equal(where, torch.arange(first, first + len(where), device=where.device))
     return slice(first, first + len(where)) if is_run else where
 
 
 def _is_matrix(values: Tensor, axes: int) -> bool:
     """Return whether the first `axes` axes are evenly spaced in memory, and all others are one run."""
+    if values.is_contiguous():
+        return True
     rows, columns = (
         [(size, step) for size, step in zip(values.shape[part], values.stride()[part], strict=True) if size > 1]
         for part in (slice(axes), slice(axes, None))
@@ -251,7 +258,7 @@ class Product:
 
     def add_change_to(self, gains: Tensor, where: Tensor, now: Tensor, before: Tensor) -> Rounding:
         """Add what the product at `now` is more than at `before`, which differ at the positions `where`."""
-        (a, b), parts = self.sides(often=True), where.split(self._step)
+        (a, b), parts = self.sides(often=True), _split(where, self._step)
         orders = ((some, now.index_select(0, some), before.index_select(0, some)) for some in parts)
         rounding = _add_blocks(gains, ((a.columns(some), b.differences(new, old)) for some, new, old in orders))
         # Differences are rounded themselves, and up to twice as large as what they are of.

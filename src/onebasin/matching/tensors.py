@@ -150,5 +150,7 @@ def change_of_columns(a: Tensor, b: Tensor, units: Tensor, to: Tensor, was: Tens
 
 def _is_for_numba(*tensors: Tensor) -> bool:
     """Return whether all are plain arrays of float32 or float64, one run in memory."""
-    plain = (x.device.type == "cpu" and x.dtype in PLAIN and x.is_contiguous() for x in tensors)
-    return all(plain) and not any(x.requires_grad for x in tensors) and assignment.has_numba()
+    for x in tensors:
+        if not x.is_cpu or x.dtype not in PLAIN or not x.is_contiguous() or x.requires_grad:
+            return False
+    return assignment.has_numba()
