@@ -175,11 +175,8 @@ class KeptGains:
         for number, (product, where) in enumerate(zip(self.products, changed, strict=True)):
             if len(where):
                 self._note(number, product.add_change_to(self.matrix, where, orders[number], self.seen[number]))
-        self.seen, self.updates, self.added = (
-            orders,
-            self.updates + any(map(len, changed)),
-            self.added + self.sums - before,
-        )
+        self.seen, self.updates = orders, self.updates + any(map(len, changed))
+        self.added += self.sums - before
         return self.matrix
 
     def _computed(self, orders: list[Tensor]) -> Tensor:

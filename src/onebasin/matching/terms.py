@@ -185,24 +185,20 @@ class Term:
     def total_in(self, rows: Mapping[str, Labelled]) -> float | None:
         """Sum everything up in the order of `rows` without a copy; None where that takes more than a row per axis."""
         groups = {dim.group for dim in self._olds if dim.group}
-        if not self._is_paired or any(group not in rows or rows[group].dims != (new(group),) for group in groups):
+        are_rows = all(group in rows and rows[group].dims == (new(group),) for group in groups)
+        if self.b.dims != self._olds or not are_rows:
             return None
         orders = {axis: rows[dim.group].values for axis, dim in enumerate(self._olds) if dim.group}
         moved = {axis: order for axis, order in orders.items() if not is_as_before(order)}
         return dot_in_order(self.a.values, self.b.values, moved) if moved else self._measures[0]
 
-    @property
+    @cached_property
     def _olds(self) -> tuple[Dim, ...]:
         return tuple(dim._replace(new=False) if dim.group else dim for dim in self.a.dims)
 
-    @property
-    def _is_paired(self) -> bool:
-        """Return whether both tensors have the same axes, in the new and in the old order."""
-        return self.b.dims == self._olds
-
     @cached_property
     def _measures(self) -> tuple[float, float, float]:
-        """What a paired term is worth as it stands, |a| and |b|: one pass for all three."""
+        """The dot product of a and b as they stand, both with the same axes, |a| and |b|: one pass for all three."""
         return dot_and_norms(self.a.values, self.b.values)
 
     @cached_property
