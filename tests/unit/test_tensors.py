@@ -15,6 +15,7 @@ from onebasin.matching.tensors import (
     dot,
     dot_and_norms,
     dot_in_order,
+    new_zeros,
     squares,
     transposed,
 )
@@ -133,3 +134,12 @@ def test_scalars_and_parameters_are_read_too() -> None:
     x = torch.nn.Parameter(torch.tensor([2.0, 3.0]))
     assert dot(x, x) == 13
     assert dot(torch.tensor(2.0), torch.tensor(3.0)) == 6
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_new_matrices_are_zeros_of_their_own(dtype: torch.dtype) -> None:
+    one, other = (new_zeros(3, dtype, torch.device("cpu")) for _ in range(2))
+    one += 1
+    assert one.dtype == other.dtype == dtype
+    assert torch.equal(other, torch.zeros(3, 3, dtype=dtype))
+    assert new_zeros(3, dtype, torch.device("meta")).device.type == "meta"

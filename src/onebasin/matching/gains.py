@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from onebasin.matching.products import Budget, Product, Roles, Rounding, outermost_first, roundoff
-from onebasin.matching.tensors import change_of_sum
+from onebasin.matching.tensors import change_of_sum, new_zeros
 from onebasin.matching.terms import Dim, Labelled, Term, new, old
 from onebasin.params import compute_dtype
 from onebasin.permutation import Permutation
@@ -180,7 +180,7 @@ class KeptGains:
         return self.matrix
 
     def _computed(self, orders: list[Tensor]) -> Tensor:
-        matrix = torch.zeros(self.n, self.n, dtype=self.dtype, device=self.device)
+        matrix = new_zeros(self.n, self.dtype, self.device)
         dims = (*self.dims, *_olds(self.dims))
         for term in self.constants:
             matrix += term.contract(dims).reshape(self.n, self.n).to(matrix)

@@ -22,6 +22,17 @@ EXACT_PIECE = 1 << 18
 PLAIN = (torch.float32, torch.float64)
 
 
+def new_zeros(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a matrix of zeros, on the CPU in memory of numpy's.
+
+    That lies where tensors were let go. Torch's own is aligned, and such gaps are some bytes too small for that: between
+    matrices that are kept, as much again would be left unused.
+    """
+    if device.type == "cpu" and dtype in PLAIN:
+        return torch.from_numpy(np.zeros((n, n), np.float32 if dtype == torch.float32 else np.float64))
+    return torch.zeros(n, n, dtype=dtype, device=device)
+
+
 def dot_and_norms(x: Tensor, y: Tensor) -> tuple[float, float, float]:
     """Return the dot product (`dot`) of two tensors of one shape, and the Euclidean norm of each."""
     if _is_for_numba(x, y):
