@@ -25,7 +25,7 @@ PLAIN = (torch.float32, torch.float64)
 def new_zeros(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a matrix of zeros, on the CPU in memory of numpy's.
 
-    That lies where tensors were let go. Torch's own is aligned, and such gaps are some bytes too small for that: between
+    That lies where tensors were let go. Torch's own is aligned, and such gaps are some bytes too small for it: between
     matrices that are kept, as much again would be left unused.
     """
     if device.type == "cpu" and dtype in PLAIN:
