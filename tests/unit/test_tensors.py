@@ -141,5 +141,6 @@ def test_new_matrices_are_zeros_of_their_own(dtype: torch.dtype) -> None:
     one, other = (new_zeros(3, dtype, torch.device("cpu")) for _ in range(2))
     one += 1
     assert one.dtype == other.dtype == dtype
+    assert one.data_ptr() % 64 == other.data_ptr() % 64 == 0
     assert torch.equal(other, torch.zeros(3, 3, dtype=dtype))
     assert new_zeros(3, dtype, torch.device("meta")).device.type == "meta"
