@@ -100,8 +100,8 @@ def solve_stack(stack: Array, index: Array, prices: Array, most: float, is_near:
     """Find the best assignments of a stack in place.
 
     Returns the size of each matrix (the sum over rows of the largest absolute gain), the duality gap as a share of it,
-    and the value. A matrix whose size is not finite, or above `most`, is not solved, and its size not summed to the
-    end. For the rest see `solve`.
+    and the value. Of a matrix whose size is not finite, or above `most`, nothing but the size is found. For the rest
+    see `solve`.
     """
     found = np.zeros((3, len(stack)))
     for b, problem in enumerate(zip(stack, prices, index, strict=True)):
@@ -157,8 +157,8 @@ def first_pass(matrix: Array, prices: Array, index: Array, bits: Array, most: fl
     """Keep the pairs of `index` that are tight, then let rows without one take a best column that is free.
 
     Returns the size of the matrix, if its `bits` are given; how many rows have no column, and by how much the others
-    fall short of their best. With all rows in place, that is the duality gap. A size that is not finite, or above
-    `most`, ends the pass.
+    fall short of their best. With all rows in place, that is the duality gap. Of a matrix whose size is not finite, or
+    above `most`, nothing but the size is found.
     """
     n, missing, short, size = index.shape[0], 0, 0.0, 0.0
     asked, best, wish, tops = prices.copy(), np.empty(n), np.empty(n, np.int64), chunks(n)
@@ -167,8 +167,8 @@ def first_pass(matrix: Array, prices: Array, index: Array, bits: Array, most: fl
         if bits.shape[0] > 0:
             largest[0] = largest_by_bits(bits[i])
             size += largest.view(matrix.dtype)[0]
-            if not size <= most:
-                return size, 0, 0.0
+            if not size <= most:  # only the size is still asked for
+                continue
         column = index[i]
         if column >= 0:
             best[i] = best_margin(matrix[i], prices)
@@ -178,7 +178,7 @@ def first_pass(matrix: Array, prices: Array, index: Array, bits: Array, most: fl
                 continue
         index[i] = -1
         wish[i], best[i] = best_column(matrix[i], prices, tops)
-    for i in range(n):
+    for i in range(n if size <= most else 0):
         if index[i] < 0:
             if asked[wish[i]] == INFINITY and best_margin(matrix[i], asked) == best[i]:
                 wish[i], _ = best_column(matrix[i], asked, tops)

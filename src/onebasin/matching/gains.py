@@ -157,7 +157,7 @@ class KeptGains:
         self._is_kept = varies and budget.take(self.n**2 * self.dtype.itemsize)
         self.matrix: Tensor | None = None
         self.seen: list[Tensor] = []
-        self.roundings, self.sums, self.added, self.updates = [0] * len(products), 0, 0, 0
+        self.roundings, self.sums, self.added = [0] * len(products), 0, 0
 
     def update(self, rows: Rows) -> Tensor:
         """Return the matrix at `rows`: by the columns that changed if they are not too many, else anew."""
@@ -171,12 +171,10 @@ class KeptGains:
 
     def _updated(self, orders: list[Tensor], changed: list[Tensor]) -> Tensor:
         assert self.matrix is not None
-        before = self.sums
         for number, (product, where) in enumerate(zip(self.products, changed, strict=True)):
             if len(where):
                 self._note(number, product.add_change_to(self.matrix, where, orders[number], self.seen[number]))
-        self.seen, self.updates = orders, self.updates + any(map(len, changed))
-        self.added += self.sums - before
+        self.seen = orders
         return self.matrix
 
     def _computed(self, orders: list[Tensor]) -> Tensor:
@@ -187,12 +185,12 @@ class KeptGains:
         self.roundings, self.sums = [0] * len(self.products), len(self.constants)
         for number, product in enumerate(self.products):
             self._note(number, product.add_to(matrix, orders[number]))
-        self.matrix, self.seen, self.updates, self.added = matrix, orders, 0, 0
+        self.matrix, self.seen, self.added = matrix, orders, 0
         return matrix
 
     def _note(self, number: int, rounding: Rounding) -> None:
         self.roundings[number] += rounding.products
-        self.sums += rounding.sums
+        self.sums, self.added = self.sums + rounding.sums, self.added + rounding.sums
 
     def release(self) -> None:
         """Let the matrix go, if there is no room to keep it, or nothing changes it."""
@@ -251,7 +249,7 @@ class KeptGains:
         Seen on a vector x of random signs: |E x|^2 is |E|^2 (Frobenius) in the mean, and costs no matrix product. One
         is enough, as rounding errs in every row anew, and five times as fast as four.
         """
-        if self.matrix is None or not self.updates:
+        if self.matrix is None or not self.added:
             return False
         signs = torch.randint(2, (self.n,), generator=torch.Generator().manual_seed(0)) * 2 - 1
         signs = signs.to(self.matrix)
