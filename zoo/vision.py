@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
@@ -46,9 +47,17 @@ TIMM = """
 def torchvision_operators() -> torch.library.Library | None:
     """Declare the operators that torchvision's compiled part defines, where it does not load.
 
-    A wheel built for CUDA beside a CPU build of torch cannot be imported otherwise, nor can what imports it.
+    A wheel built for CUDA beside a CPU build of torch cannot be imported otherwise, nor can what imports it. Beside
+    another build it can, and declaring them twice would end the process.
     """
-    if torch.cuda.is_available():
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:  # it is not installed
+        return None
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+    else:
         return None
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
